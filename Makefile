@@ -1,0 +1,80 @@
+# Everything below works on a machine with Python >= 3.11, make and git. Kept to what GNU make 3.81 (macOS) knows.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# `make setup PYTHON=/path/to/python` tries that one only.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+# `make test PYTEST_ARGS="-k cursor"`, `make serve ARGS="--port 9000"`
+PYTEST_ARGS ?=
+ARGS ?=
+# `make lock UPGRADE=--upgrade` takes new versions; without it only what pyproject.toml asks for changes.
+UPGRADE ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test lint format lock clean
+
+help: ## show this list
+	@echo "agent-sse: agent events to the browser, and the user's permission back"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv and install everything, checked by hash
+
+# The project goes in with --no-deps and without build isolation: nothing is installed that the lock does not name.
+# A .venv that still works is kept and brought up to date, one whose Python is gone is made anew.
+$(STAMP): requirements/dev.txt pyproject.toml
+	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
+	found=""; seen=""; bare=""; \
+	for candidate in $(PYTHON); do \
+	    version=$$($$candidate -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	    seen="$$seen $$candidate ($$version)"; \
+	    $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' || continue; \
+	    if $$candidate -c 'import ensurepip, venv' 2>/dev/null; then found=$$candidate; break; fi; \
+	    bare=$${bare:-$$version}; \
+	done; \
+	if [ -z "$$found" ] && [ -n "$$bare" ]; then \
+	    echo "Python $$bare is here without its venv module; on Debian or Ubuntu: apt install python$$bare-venv" >&2; \
+	    exit 1; \
+	elif [ -z "$$found" ]; then \
+	    echo "agent-sse needs Python 3.11 or newer; found:$${seen:- none}." \
+	         "Install one, or name it: make setup PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	fi; \
+	echo "creating $(VENV) with $$found, and installing (about a minute)"; \
+	$$found -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## run the main job on a real MCP server: events, a question, your answer
+	@$(BIN)/agent-sse demo $(ARGS)
+
+serve: setup ## run the service with the settings from the environment and .env
+	@$(BIN)/agent-sse serve $(ARGS)
+
+test: setup lint ## check style and types, then run all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## bring the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# --universal: one file for every platform and Python version, since markers differ between them (3.11.2 needs
+# async-timeout, 3.11.3 does not). --no-config: a user's own index never gets into the file.
+COMPILE = $(BIN)/uv --quiet --no-config pip compile --universal --python-version 3.11 --generate-hashes \
+          --custom-compile-command "make lock" $(UPGRADE)
+
+lock: setup ## write requirements/*.txt anew from pyproject.toml
+	$(COMPILE) pyproject.toml --all-extras --output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --constraint requirements/dev.txt --output-file requirements/run.txt
+	$(COMPILE) --group build --constraint requirements/dev.txt --output-file requirements/build.txt
+
+clean: ## remove .venv, caches and build results
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
