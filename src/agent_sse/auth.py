@@ -13,7 +13,6 @@ import inspect
 import json
 import logging
 import math
-import os
 import re
 import secrets
 import time
@@ -169,7 +168,7 @@ class TokenVerifier:
         return Principal(subject, frozenset(scope.split(" ")) - {""}, _sessions(claims), expires_at)
 
     def _check_times(self, claims: dict[str, Any]) -> float:
-        """Return ``exp``. https://www.rfc-editor.org/rfc/rfc7519#section-4.1.4"""
+        """Return ``exp`` (https://www.rfc-editor.org/rfc/rfc7519#section-4.1.4)."""
         now = self._now()
         if "exp" not in claims:
             raise _Flaw("the token has no expiry ('exp')")
@@ -221,7 +220,8 @@ class Authorizer:
             return None
         try:
             answer = self._authorize(principal, session_id)
-            opinion = await answer if inspect.isawaitable(answer) else answer
+            # An object: what the application really returns need not be what its types say.
+            opinion: object = await answer if inspect.isawaitable(answer) else answer
         except Exception:
             # The application's code may raise anything; a check that failed has not allowed it.
             logger.exception("authorize() raised for session %s: access refused", session_id)
@@ -447,7 +447,7 @@ def _bits(number: str) -> int:
 
 
 class _KeyFile:
-    """A JWK Set in a file that may be replaced while the service runs. https://www.rfc-editor.org/rfc/rfc7517#section-5"""
+    """A JWK Set (https://www.rfc-editor.org/rfc/rfc7517#section-5) in a file that may change while the service runs."""
 
     def __init__(self, path: Path, algorithm: str, monotonic: Callable[[], float]) -> None:
         self._path = path
@@ -486,7 +486,7 @@ class _KeyFile:
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     """Return what changes when the file does; None when there is no such file."""
     try:
-        status = os.stat(path)
+        status = path.stat()
     except OSError:
         return None
     return (status.st_mtime_ns, status.st_size, status.st_ino)

@@ -41,7 +41,7 @@ CLAIMS: dict[str, Any] = {"sub": "alice", "exp": NOW + 3600}
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 RSA_OTHER = rsa.generate_private_key(65537, 2048)
-RSA_SHORT = rsa.generate_private_key(65537, 1024)
+RSA_SHORT = rsa.generate_private_key(65537, 1024)  # noqa: S505 - a weak key, to see it refused
 EC_KEYS = {
     "ES256": ec.generate_private_key(ec.SECP256R1()),
     "ES384": ec.generate_private_key(ec.SECP384R1()),
