@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -81,3 +81,10 @@ class Settings(RedisSettings):
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
+
+
+def describe(error: ValidationError) -> str:
+    """Return one line per wrong setting, by its environment variable, without the values (one may be a secret)."""
+    return "; ".join(
+        f"AGENT_SSE_{'.'.join(str(part) for part in item['loc']).upper()}: {item['msg']}" for item in error.errors()
+    )

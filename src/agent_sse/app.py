@@ -1,0 +1,117 @@
+"""The stand-alone application: `uvicorn --factory agent_sse.app:create_app`, or `agent-sse serve`."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
+
+import agent_sse
+from agent_sse import requests
+from agent_sse.errors import ApiError
+from agent_sse.responses import failure, success
+from agent_sse.routes import load_settings, router_of, to_api_error
+from agent_sse.service import Authorize, Service
+from agent_sse.settings import Settings
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+PAGE_FILES = {"console.js": "text/javascript", "console.css": "text/css"}
+
+
+class _App(FastAPI):
+    """FastAPI that takes tokens out of the URL before anything, its own tracing included, can record them."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            requests.hide_token(scope)
+        await super().__call__(scope, receive, send)
+
+
+class _Cors(CORSMiddleware):
+    """Starlette's middleware, with a JSON body for preflights as for everything else."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight request."""
+        plain = super().preflight_response(request_headers)
+        headers = {name: value for name, value in plain.headers.items() if not name.startswith("content-")}
+        response = success()
+        if plain.status_code != 200:
+            response = failure(
+                ApiError(
+                    plain.status_code,
+                    "cors_refused",
+                    "this origin, method or header is not allowed (AGENT_SSE_CORS_ORIGINS)",
+                )
+            )
+        response.headers.update(headers)
+        return response
+
+
+def create_app(settings: Settings | None = None, *, authorize: Authorize | None = None) -> FastAPI:
+    """Return the application with all endpoints, ``/healthz``, ``/readyz`` and the page at ``/``.
+
+    Raises :class:`~agent_sse.errors.ConfigurationError` when a setting is wrong.
+    """
+    settings = settings or load_settings()
+    service = Service(settings, authorize)
+    app = _App(
+        title="agent-sse", version=agent_sse.__version__, redirect_slashes=False,
+        description="Live tool events over Server-Sent Events, and the user's permission back.",
+    )  # fmt: skip
+    if settings.cors_origins:
+        app.add_middleware(
+            _Cors, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"],
+            expose_headers=["Retry-After"], allow_credentials=False,
+        )  # fmt: skip
+    app.include_router(router_of(service))
+    for kind in (HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _handle)
+    _add_process_routes(app, service)
+    _add_page(app, settings)
+    return app
+
+
+async def _handle(_: Request, error: Exception) -> Response:
+    # What nobody foresaw is logged with its traceback by the server; the client learns nothing of it.
+    return failure(to_api_error(error) or ApiError(500, "internal_error", "an error of this service; it is in its log"))
+
+
+def _add_process_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", tags=["process"], summary="Is the process alive?")
+    async def healthz() -> Response:
+        return success({"status": "ok", "version": agent_sse.__version__})
+
+    @app.get("/readyz", tags=["process"], summary="Does a message through Redis come back?")
+    async def readyz() -> Response:
+        if await service.hub.probe():
+            return success({"status": "ready", "streams": service.hub.open_streams})
+        raise ApiError(503, "not_ready", "Redis does not answer, or messages do not come back", retry_after=1)
+
+
+def _add_page(app: FastAPI, settings: Settings) -> None:
+    folder = files("agent_sse") / "console"
+    headers = {
+        "content-security-policy": PAGE_POLICY, "referrer-policy": "no-referrer", "x-content-type-options": "nosniff",
+        "cache-control": "no-cache", "cross-origin-opener-policy": "same-origin",
+    }  # fmt: skip
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        text = (folder / "index.html").read_text(encoding="utf-8")
+        text = text.replace('content="/agent_backend/api/sse"', f'content="{settings.url_prefix}"')
+        return Response(text, media_type="text/html", headers=headers)
+
+    @app.get("/console/{name}", include_in_schema=False)
+    async def page_file(name: str) -> Response:
+        if name not in PAGE_FILES:
+            raise HTTPException(404, "there is no such file")
+        return Response((folder / name).read_bytes(), media_type=PAGE_FILES[name], headers=headers)

@@ -1,0 +1,255 @@
+"""One process's way to Redis: which kind of server it is, scripts by SHA, pipelines, connections for pub/sub.
+
+The only module beside `pubsub` and `embedded` that knows redis-py; whatever goes wrong leaves it as `RedisUnavailable`
+(trying again may help) or `RedisRefused` (it will not).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio as redis
+from redis import exceptions as failure
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from agent_sse.errors import ConfigurationError, RedisRefused, RedisUnavailable
+from agent_sse.scripts import Script
+
+Arg = str | bytes | int
+PASSING = (
+    failure.ConnectionError,  # with it BusyLoadingError and MaxConnectionsError
+    failure.TimeoutError,
+    failure.ReadOnlyError,  # a primary that has just become a replica
+    failure.ClusterError,
+    failure.ClusterDownError,
+    failure.SlotNotCoveredError,
+    failure.TryAgainError,
+    failure.MovedError,
+    failure.AskError,
+    failure.NoScriptError,
+    OSError,
+)
+PASSING_CODES = ("MASTERDOWN", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "LOADING", "UNKILLABLE")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A script to run: its keys are names of one session, so of one cluster slot."""
+
+    script: Script
+    keys: Sequence[str]
+    args: Sequence[Arg]
+
+
+class Backend:
+    """Runs scripts and commands on Redis, Valkey or Redis Cluster, whichever answers at ``url``.
+
+    ``timeout`` (seconds) bounds every command. Nothing is retried here: who calls knows what a retry may do.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 5.0) -> None:
+        self.url = url
+        self.timeout = timeout
+        self._client: redis.Redis | RedisCluster | None = None
+        self._sharded = False
+        self._connecting = asyncio.Lock()
+        try:
+            redis.ConnectionPool.from_url(url)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"AGENT_SSE_REDIS_URL is not usable ({error}): write redis://host:6379/0, rediss://… or unix:///path"
+            ) from None
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    @property
+    def publish_command(self) -> str:
+        """``SPUBLISH`` on a cluster that has it (Redis 7, Valkey), else ``PUBLISH``. Known once connected."""
+        return "SPUBLISH" if self._sharded else "PUBLISH"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether channels live in their slot's shard."""
+        return self._sharded
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the server is a Redis Cluster. Known once connected."""
+        return isinstance(self._client, RedisCluster)
+
+    async def connect(self) -> redis.Redis | RedisCluster:
+        """Return the client, finding out first what answers at the URL. Raises RedisUnavailable or RedisRefused."""
+        if self._client is not None:
+            return self._client
+        async with self._connecting:
+            if self._client is None:
+                with translated():
+                    self._client = await self._detect()
+            return self._client
+
+    async def _detect(self) -> redis.Redis | RedisCluster:
+        # RESP2: pub/sub messages come as plain replies, on every server alike. Retries off: see the class.
+        single = redis.Redis.from_url(
+            self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=self.timeout,
+            socket_connect_timeout=self.timeout, max_connections=64,
+        )  # fmt: skip
+        try:
+            try:
+                info: dict[str, Any] = await single.info()
+            except failure.NoPermissionError:
+                info = {}  # an ACL without INFO: a plain server is the safe guess, a cluster would answer MOVED
+        except BaseException:
+            await single.aclose()
+            raise
+        if not info.get("cluster_enabled"):
+            self._sharded = False
+            return single
+        await single.aclose()
+        cluster = RedisCluster.from_url(
+            self.url, protocol=2, socket_timeout=self.timeout, socket_connect_timeout=self.timeout, max_connections=64
+        )
+        try:
+            _ = await cluster.initialize()
+        except BaseException:
+            await cluster.aclose()
+            raise
+        self._sharded = int(str(info.get("redis_version", "0")).split(".")[0]) >= 7
+        return cluster
+
+    async def run(self, call: Call) -> Any:
+        """Run one script and return its reply."""
+        (result,) = await self.run_many([call])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def run_many(self, calls: Sequence[Call]) -> list[Any]:
+        """Run scripts in one pipeline, in their order; a failed one gives its error in its place.
+
+        A script that the server does not know (restarted, failed over) is loaded, and the calls that failed for
+        that are run again, in order. Calls between them may have run by then: a script whose order matters
+        checks it itself (publish.lua's floor).
+        """
+        client = await self.connect()
+        with translated():
+            results = await self._pipeline(client, calls)
+            missing = [i for i, result in enumerate(results) if isinstance(result, failure.NoScriptError)]
+            if missing:
+                for script in {calls[i].script.sha: calls[i].script for i in missing}.values():
+                    await self._load(client, script)
+                for i, result in zip(missing, await self._pipeline(client, [calls[i] for i in missing]), strict=True):
+                    results[i] = result
+        return [translate(result) if isinstance(result, Exception) else result for result in results]
+
+    async def _pipeline(self, client: redis.Redis | RedisCluster, calls: Sequence[Call]) -> list[Any]:
+        if isinstance(client, RedisCluster):
+            pipe: Any = client.pipeline()
+        elif len(calls) == 1:
+            (call,) = calls
+            try:
+                return [
+                    await client.execute_command("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
+                ]
+            except failure.ResponseError as error:
+                return [error]
+        else:
+            pipe = client.pipeline(transaction=False)
+        for call in calls:
+            pipe.execute_command("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
+        results: list[Any] = await pipe.execute(raise_on_error=False)
+        return results
+
+    @staticmethod
+    async def _load(client: redis.Redis | RedisCluster, script: Script) -> None:
+        if isinstance(client, RedisCluster):
+            await client.execute_command("SCRIPT LOAD", script.text, target_nodes=RedisCluster.PRIMARIES)
+        else:
+            await client.execute_command("SCRIPT LOAD", script.text)
+
+    async def command(self, *args: Arg) -> Any:
+        """Run one command on one key."""
+        client = await self.connect()
+        with translated():
+            return await client.execute_command(*args)
+
+    async def commands(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
+        """Run commands in one pipeline; the first error is raised."""
+        client = await self.connect()
+        with translated():
+            pipe: Any = client.pipeline() if isinstance(client, RedisCluster) else client.pipeline(transaction=False)
+            for args in commands:
+                pipe.execute_command(*args)
+            results: list[Any] = await pipe.execute()
+            return results
+
+    async def nodes(self) -> list[str]:
+        """Return the names of the servers that carry channels: every primary of a cluster, else one."""
+        client = await self.connect()
+        if isinstance(client, RedisCluster) and self._sharded:
+            return [str(node.name) for node in client.get_primaries()]
+        return [""]
+
+    async def node_of(self, channel: str) -> str:
+        """Return the name of the server that carries a channel."""
+        client = await self.connect()
+        if isinstance(client, RedisCluster) and self._sharded:
+            with translated():
+                return str(client.nodes_manager.get_node_from_slot(client.keyslot(channel)).name)
+        return ""
+
+    async def refresh(self) -> None:
+        """Read the cluster's topology anew; nothing on a single server."""
+        client = await self.connect()
+        if isinstance(client, RedisCluster):
+            with translated():
+                await client.nodes_manager.initialize()
+
+    async def open_connection(self, node: str) -> AbstractConnection:
+        """Open a connection of its own to ``node``, for pub/sub, with the client's handshake, TLS and ACL."""
+        client = await self.connect()
+        with translated():
+            if isinstance(client, RedisCluster):
+                found = client.get_node(node_name=node) if node else client.get_default_node()
+                if found is None:
+                    raise RedisUnavailable(f"the cluster has no node {node} any more")
+                connection: AbstractConnection = found.connection_class(**found.connection_kwargs)
+            else:
+                connection = client.connection_pool.make_connection()
+            try:
+                await connection.connect()
+            except BaseException:
+                await connection.disconnect(nowait=True)
+                raise
+            return connection
+
+
+def translate(error: Exception) -> Exception:
+    """Return this package's error for one of redis-py."""
+    if isinstance(error, RedisUnavailable | RedisRefused | ConfigurationError):
+        return error
+    text = str(error) or type(error).__name__
+    if isinstance(error, failure.AuthenticationError | failure.NoPermissionError):
+        return RedisRefused(f"Redis refused this client: {text}; check user, password and ACL of AGENT_SSE_REDIS_URL")
+    if isinstance(error, PASSING) or text.startswith(PASSING_CODES):
+        return RedisUnavailable(f"Redis is not available: {text}")
+    return RedisRefused(f"Redis answered with an error: {text}")
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Let errors of redis-py leave as errors of this package."""
+    try:
+        yield
+    except (failure.RedisError, OSError) as error:
+        raise translate(error) from error

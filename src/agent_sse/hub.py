@@ -1,0 +1,457 @@
+"""All streams of one process: one pub/sub reader, a channel per session, fan-out, ticks and heartbeats.
+
+A channel passes a message on only when it continues its tip; any doubt is settled by reading the Stream. Nothing here
+knows HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent_sse import frames
+from agent_sse.errors import ApiError, RedisRefused, RedisUnavailable
+from agent_sse.frames import ZERO, EventId, parse_id
+from agent_sse.pubsub import Subscriber
+from agent_sse.settings import Settings
+from agent_sse.store import Store, Tick
+from agent_sse.stream import PAGE_EVENTS, RESET_REASONS, Connection
+
+log = logging.getLogger("agent_sse")
+
+TICK_BATCH = 200  # sessions in one pipeline
+PRESENCE_INTERVAL = 1.0  # s; a session's count of streams is written at most this often
+PROBE_TIMEOUT = 2.0  # s
+PROBE_CACHE = 1.0  # s
+PERMISSION_EVENT = b'{"type":"permission_'
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start; every reset, lag and loss is counted."""
+
+    events: int = 0
+    gaps: int = 0
+    resets: int = 0
+    lags: int = 0
+    stalls: int = 0
+
+
+class Channel:
+    """The streams of one session in this process, and the last event id that was passed on to them."""
+
+    __slots__ = (
+        "connections", "era", "hub", "last_tick", "name", "next_tick", "ready", "seen", "session_id", "shown",
+        "subscribed", "sync", "ticked_tip", "tip",
+    )  # fmt: skip
+
+    def __init__(self, hub: Hub, session_id: str, name: bytes) -> None:
+        self.hub = hub
+        self.session_id = session_id
+        self.name = name
+        self.connections: dict[Connection, None] = {}
+        self.tip: EventId | None = None
+        self.era = 0  # counts the times that the history was replaced
+        self.seen: EventId = ZERO  # highest id that was announced while a sync was running
+        self.sync: asyncio.Task[None] | None = None
+        self.subscribed = False
+        self.ready = asyncio.Event()  # subscribed, and the tip is known
+        self.shown: dict[str, bytes] = {}  # open presented permission requests at `tip`
+        self.last_tick = 0.0
+        self.next_tick = 0.0
+        self.ticked_tip: EventId | None = None
+
+    @property
+    def now(self) -> float:
+        """The loop's time, as of this step of the hub."""
+        return self.hub.now
+
+    def heartbeat(self) -> bytes:
+        """Return a heartbeat frame."""
+        return frames.heartbeat_frame(time.time())
+
+    async def settled(self) -> None:
+        """Wait until the Stream has said what is after the tip, or that the tip is gone."""
+        self.hub.doubt(self)
+        if self.sync is not None:
+            await asyncio.wait({self.sync})
+
+    def lagged(self) -> None:
+        """Count a connection that went back to catching up."""
+        self.hub.counters.lags += 1
+
+    def counted_reset(self) -> None:
+        """Count a stream reset."""
+        self.hub.counters.resets += 1
+
+
+class Hub:
+    """Owns the reader, the channels and the clock of one process. ``start`` before use, ``aclose`` after."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+        self.process_id = secrets.token_hex(8)
+        self.counters = Counters()
+        self.now = 0.0
+        self._channels: dict[bytes, Channel] = {}
+        self._count = 0
+        self._farewells: set[str] = set()
+        self._syncs: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._kick = asyncio.Event()
+        self._step = min(1.0, settings.heartbeat_interval / 4)
+        self._beats: dict[int, list[Connection]] = {}
+        self._beat_slot = 0
+        self._subscriber = Subscriber(
+            store.backend, on_message=self._on_message, on_subscribed=self._on_subscribed, on_lost=self._on_lost
+        )
+        self._probe_channel = store.keyspace.probe(self.process_id)
+        self._probes: dict[bytes, asyncio.Event] = {}
+        self._probe_lock = asyncio.Lock()
+        self._probed: tuple[float, bool] = (-PROBE_CACHE, False)
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the reader and the clock."""
+        self.now = asyncio.get_running_loop().time()
+        self._beat_slot = int(self.now / self._step)
+        self._subscriber.start()
+        self._subscriber.add(self._probe_channel.encode())
+        for work, name in ((self._run_clock, "clock"), (self._run_ticks, "ticks")):
+            task = asyncio.create_task(work(), name=f"agent-sse {name}")
+            task.add_done_callback(_report_death)
+            self._tasks.append(task)
+
+    async def aclose(self) -> None:
+        """End every stream, say farewell in Redis as far as it answers, stop."""
+        self.shutdown()
+        tasks = [*self._tasks, *self._syncs]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._farewells:
+            try:
+                async with asyncio.timeout(1.0):
+                    await self._tick(())
+            except (RedisUnavailable, RedisRefused, TimeoutError):
+                log.info("Redis was not told of the closed streams; their counts lapse by themselves")
+        await self._subscriber.aclose()
+
+    def shutdown(self) -> None:
+        """End every stream at once and take no new ones: clients reconnect, elsewhere or later, and resume."""
+        self._closing = True
+        for channel in list(self._channels.values()):
+            for connection in list(channel.connections):
+                connection.end()
+
+    @property
+    def alive(self) -> bool:
+        """Whether reader, clock and ticks run; readiness fails when they do not."""
+        return self._subscriber.alive and bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    @property
+    def open_streams(self) -> int:
+        """How many streams this process has open."""
+        return self._count
+
+    def streams_of(self, session_id: str) -> int:
+        """How many streams of a session this process has open."""
+        channel = self._channels.get(self._name(session_id))
+        return len(channel.connections) if channel is not None else 0
+
+    # -- streams ------------------------------------------------------------------------------------------------
+
+    def join(self, connection: Connection) -> None:
+        """Add a stream. Raises ApiError 429 when there are too many, 503 while shutting down."""
+        if self._closing:
+            raise ApiError(503, "shutting_down", "the server is shutting down; reconnect", retry_after=1)
+        name = self._name(connection.session_id)
+        channel = self._channels.get(name)
+        if self._count >= self.settings.max_streams:
+            raise ApiError(429, "too_many_streams", "this server has no free stream; try again later", retry_after=5)
+        if channel is not None and len(channel.connections) >= self.settings.max_streams_per_session:
+            raise ApiError(
+                429, "too_many_streams_of_session", "the session has too many open streams; close one", retry_after=5
+            )
+        self.now = asyncio.get_running_loop().time()
+        if channel is None:
+            channel = self._channels[name] = Channel(self, connection.session_id, name)
+            self._subscriber.add(name)
+        self._count += 1
+        channel.connections[connection] = None
+        self._tick_soon(channel)
+        self._schedule_beat(connection, self.now + self.settings.heartbeat_interval)
+        connection.start(channel)
+
+    def leave(self, connection: Connection) -> None:
+        """Remove a stream that :meth:`join` took."""
+        channel = connection.channel
+        if channel is None or connection not in channel.connections:
+            return
+        del channel.connections[connection]
+        self._count -= 1
+        if channel.connections:
+            self._tick_soon(channel)
+            return
+        del self._channels[channel.name]
+        self._subscriber.remove(channel.name)
+        if channel.sync is not None:
+            channel.sync.cancel()
+        self._farewells.add(channel.session_id)
+        self._kick.set()
+
+    def _name(self, session_id: str) -> bytes:
+        return self.store.keyspace.session(session_id).channel.encode()
+
+    # -- from Redis ---------------------------------------------------------------------------------------------
+
+    def _on_subscribed(self, name: bytes) -> None:
+        channel = self._channels.get(name)
+        if channel is not None:
+            channel.subscribed = True
+            channel.next_tick = 0.0  # compare the tip now: what was published meanwhile has no message
+            self._kick.set()
+
+    def _on_lost(self, name: bytes) -> None:
+        channel = self._channels.get(name)
+        if channel is not None:
+            channel.subscribed = False
+            channel.ready.clear()
+
+    def _on_message(self, name: bytes, data: bytes) -> None:
+        channel = self._channels.get(name)
+        if channel is None:
+            probe = self._probes.get(data)
+            if probe is not None:
+                probe.set()
+            return
+        self.now = asyncio.get_running_loop().time()
+        if data == b"closed":
+            self._close_channel(channel)
+            return
+        head, _, rest = data.partition(b" ")
+        before, _, payload = rest.partition(b" ")
+        event_id, prev = parse_id(head), parse_id(before)
+        if event_id is None or prev is None:
+            log.warning("session %s: a message that is none of ours on its channel", channel.session_id)
+            return
+        if channel.sync is not None:
+            channel.seen = max(channel.seen, event_id)
+        elif channel.tip is None:
+            channel.tip = event_id  # nobody is live yet; catching up covers it
+            self._became_ready(channel)
+        elif prev == channel.tip and event_id > prev:
+            self._fan_out(channel, event_id, head, payload)
+        else:
+            channel.seen = event_id
+            self.doubt(channel)
+
+    def _fan_out(self, channel: Channel, event_id: EventId, raw_id: bytes, payload: bytes) -> None:
+        channel.tip = event_id
+        self.counters.events += 1
+        if payload.startswith(PERMISSION_EVENT):
+            self._note_permission(channel, payload)
+        frame = frames.event_frame(raw_id, payload)
+        for connection in channel.connections:
+            connection.deliver(event_id, frame)
+
+    @staticmethod
+    def _note_permission(channel: Channel, payload: bytes) -> None:
+        """Keep what a heartbeat repeats as of the tip: a settled request must not come back."""
+        event = json.loads(payload)
+        request_id = event["data"].get("request_id")
+        if event["type"] == "permission_request":
+            channel.shown[request_id] = payload
+        elif event["type"] == "permission_cleared":
+            channel.shown.pop(request_id, None)
+
+    def _became_ready(self, channel: Channel) -> None:
+        if channel.subscribed and channel.tip is not None:
+            channel.ready.set()
+
+    # -- doubt --------------------------------------------------------------------------------------------------
+
+    def doubt(self, channel: Channel) -> None:
+        """Let the Stream say what came after the tip, once for the whole channel."""
+        if channel.sync is None:
+            self.counters.gaps += 1
+            channel.sync = asyncio.create_task(self._sync(channel), name=f"agent-sse sync {channel.session_id}")
+            self._syncs.add(channel.sync)
+            channel.sync.add_done_callback(self._syncs.discard)
+
+    async def _sync(self, channel: Channel) -> None:
+        failures = 0
+        try:
+            while True:
+                try:
+                    if await self._sync_page(channel):
+                        return
+                    failures = 0
+                except (RedisUnavailable, RedisRefused) as error:
+                    failures += 1
+                    log.debug("session %s: waiting to read what was missed: %s", channel.session_id, error)
+                    await asyncio.sleep(random.uniform(0, min(2.0, 0.05 * 2 ** min(failures, 10))))
+        finally:
+            channel.sync = None
+
+    async def _sync_page(self, channel: Channel) -> bool:
+        tip = channel.tip or ZERO
+        page = await self.store.replay(
+            channel.session_id, tip, events=PAGE_EVENTS, size=self.settings.stream_buffer_bytes
+        )
+        if page.status != "ok":
+            self._reset(channel, RESET_REASONS[page.status], page.tip)
+            return True
+        for event_id, raw_id, payload in page.events:
+            self._fan_out(channel, event_id, raw_id, payload)
+            tip = event_id
+        # What was announced while reading is in the Stream by now; an announcement that the Stream does not know
+        # came from a server that is no longer the primary.
+        return tip >= page.tip and (tip >= channel.seen or not page.events)
+
+    def _reset(self, channel: Channel, reason: str, tip: EventId) -> None:
+        log.warning("session %s: %s, %d streams start anew", channel.session_id, reason, len(channel.connections))
+        channel.tip = tip
+        channel.era += 1
+        channel.shown.clear()
+        channel.next_tick = 0.0
+        self._kick.set()
+        for connection in list(channel.connections):
+            if connection.live:
+                channel.counted_reset()
+                connection.reset(reason)
+
+    def _close_channel(self, channel: Channel) -> None:
+        last = frames.error_frame("session_closed", "the session was closed")
+        for connection in list(channel.connections):
+            connection.end(last)
+
+    # -- the clock ----------------------------------------------------------------------------------------------
+
+    def _tick_soon(self, channel: Channel) -> None:
+        channel.next_tick = min(channel.next_tick, max(self.now, channel.last_tick + PRESENCE_INTERVAL))
+        self._kick.set()
+
+    async def _run_clock(self) -> None:
+        """Send heartbeats. It never waits for Redis, so that a stream stays alive while Redis does not answer."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._step)
+            self.now = loop.time()
+            self._send_heartbeats()
+            self._kick.set()
+
+    async def _run_ticks(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._kick.wait()
+            self._kick.clear()
+            due = [c for c in self._channels.values() if c.next_tick <= loop.time() and c.subscribed]
+            if due or self._farewells:
+                try:
+                    await self._tick(due)
+                except (RedisUnavailable, RedisRefused) as error:
+                    log.debug("ticks wait for Redis: %s", error)
+                    for channel in due:
+                        channel.next_tick = loop.time() + random.uniform(0, 2 * self._step)
+
+    async def _tick(self, due: Iterable[Channel]) -> None:
+        channels = list(due)
+        farewells = [s for s in self._farewells if self._name(s) not in self._channels]
+        for start in range(0, len(channels), TICK_BATCH):
+            await self._tick_batch(channels[start : start + TICK_BATCH])
+        for start in range(0, len(farewells), TICK_BATCH):
+            batch = farewells[start : start + TICK_BATCH]
+            await self.store.tick_many([(session, self.process_id, 0) for session in batch])
+            self._farewells.difference_update(batch)
+        self._farewells.intersection_update(farewells)  # the others have streams again, and tick with them
+
+    async def _tick_batch(self, batch: list[Channel]) -> None:
+        for channel in batch:
+            channel.last_tick = self.now
+            channel.next_tick = self.now + self.settings.heartbeat_interval
+            channel.ticked_tip = channel.tip
+        ticks = await self.store.tick_many([(c.session_id, self.process_id, len(c.connections)) for c in batch])
+        for channel, tick in zip(batch, ticks, strict=True):
+            if isinstance(tick, Exception):
+                log.debug("session %s: tick failed: %s", channel.session_id, tick)
+                channel.next_tick = self.now + self._step
+            else:
+                self._compare(channel, tick)
+
+    def _compare(self, channel: Channel, tick: Tick) -> None:
+        if tick.due_ms is not None:
+            channel.next_tick = min(channel.next_tick, self.now + max(self._step, tick.due_ms / 1000 + 0.01))
+        if channel.tip is None:
+            channel.tip = tick.tip
+        elif tick.closed_tip is not None and ZERO < channel.tip <= tick.closed_tip:
+            self._close_channel(channel)  # the message was missed
+            return
+        elif tick.tip != channel.tip and channel.tip == channel.ticked_tip:
+            # It stood still while Redis was asked. (If it moved, the chain of messages vouches for it.)
+            channel.seen = ZERO
+            self.doubt(channel)
+        if tick.tip == channel.tip:
+            channel.shown = {json.loads(payload)["data"]["request_id"]: payload for payload in tick.shown}
+        self._became_ready(channel)
+
+    # -- heartbeats ---------------------------------------------------------------------------------------------
+
+    def _schedule_beat(self, connection: Connection, at: float) -> None:
+        slot = max(self._beat_slot + 1, int(at / self._step))
+        self._beats.setdefault(slot, []).append(connection)
+
+    def _send_heartbeats(self) -> None:
+        interval = self.settings.heartbeat_interval
+        last = int(self.now / self._step)
+        beat: bytes | None = None
+        while self._beat_slot < last:
+            self._beat_slot += 1
+            for connection in self._beats.pop(self._beat_slot, ()):
+                channel = connection.channel
+                if channel is None or connection not in channel.connections:
+                    continue
+                rest = connection.last_write + interval - self.now
+                if rest <= self._step / 2:
+                    if connection.sink.idle:
+                        beat = beat or channel.heartbeat()
+                        shown = channel.shown.values() if connection.live else ()
+                        connection.write(b"".join((beat, *map(frames.data_frame, shown))))
+                    rest = interval
+                self._schedule_beat(connection, self.now + rest)
+
+    # -- readiness ----------------------------------------------------------------------------------------------
+
+    async def probe(self) -> bool:
+        """Whether a message that this process publishes comes back to it; the answer is kept for a second."""
+        async with self._probe_lock:
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._probed[0] < PROBE_CACHE:
+                return self._probed[1]
+            token = secrets.token_hex(8)
+            self._probes[token.encode()] = asyncio.Event()
+            try:
+                async with asyncio.timeout(PROBE_TIMEOUT):
+                    await self.store.probe(self._probe_channel, token)
+                    await self._probes[token.encode()].wait()
+                came_back = self.alive
+            except (TimeoutError, RedisUnavailable, RedisRefused):
+                came_back = False
+            finally:
+                del self._probes[token.encode()]
+            self._probed = (loop.time(), came_back)
+            return came_back
+
+
+def _report_death(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("%s died; this process is not ready any more", task.get_name(), exc_info=task.exception())

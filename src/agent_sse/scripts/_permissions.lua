@@ -1,0 +1,129 @@
+-- Common part of the scripts that touch permission requests; comes after _session.lua.
+--
+-- KEYS[7] requests (hash)  KEYS[8] queue (sorted set: open requests by order)
+-- KEYS[9] due (sorted set: when a request has to be settled or erased, ms)   KEYS[10] wake (channel)
+--
+-- requests holds, for a request R: `R` its record as JSON, `e:R` the permission_request event, `o:R` what to append
+-- when its agent is lost, and `k:<digest>` the request that an idempotency key belongs to. In a record: n order,
+-- st pending|approved|denied|expired|cancelled, tool/call/reason/by JSON fragments, cid the plain tool call id,
+-- deadline, lease and at (ms), shown (ms, 0 = never), key, digest, to (the waiter that was handed the approval).
+-- In the state hash: `shown` the open presented requests, `cleared` when the last presented one was settled (ms),
+-- `prior` which one that was.
+local GAP = 1000 -- ms between a clear and the next presentation; the guide's component needs it
+local requests, queue, due, wake = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+
+local function load_request(id)
+  local json = redis.call('HGET', requests, id)
+  return json and cjson.decode(json) or nil
+end
+
+local function save_request(id, r) redis.call('HSET', requests, id, cjson.encode(r)) end
+
+local function shown_ids()
+  local ids = {}
+  for id in string.gmatch(redis.call('HGET', state, 'shown') or '', '%S+') do ids[#ids + 1] = id end
+  return ids
+end
+
+local function schedule(id, r)
+  local at = r.deadline
+  if r.key == '' and r.lease < at then at = r.lease end -- a keyed request outlives its waiter
+  redis.call('ZADD', due, integer(at), id)
+end
+
+-- The agent is gone: say for it what became of the tool call, so that no card stays for ever.
+local function append_orphan(id, r)
+  local status, result = string.match(redis.call('HGET', requests, 'o:' .. id) or '', '^([^\n]+)\n([^\n]+)$')
+  if not status or redis.call('HEXISTS', calls, r.cid) == 0 then return end
+  local tail = '"timestamp":"' .. iso(now) .. '"}}'
+  local status_id = append(status .. tail, '')
+  record_status(r.cid, status_id, status .. tail, true)
+  append(result .. tail, '')
+  redis.call('HSET', state, 'result', result .. tail, 'result_call', r.cid)
+end
+
+-- The only way out of `pending`. `reason` and `by` are JSON fragments.
+local function settle(id, r, outcome, reason, by, answered)
+  local lost = r.lease <= now
+  r.st, r.reason, r.by, r.at = outcome, reason, by, now
+  save_request(id, r)
+  redis.call('ZREM', queue, id)
+  redis.call('ZADD', due, integer(now + retention), id)
+  if answered then
+    append('{"type":"permission_response_result","data":{"success":true,"request_id":"' .. id .. '","approved":'
+      .. (outcome == 'approved' and 'true' or 'false') .. ',"reason":' .. reason .. ',"timestamp":"' .. iso(now) .. '"}}', '')
+  end
+  if r.shown > 0 then
+    append('{"type":"permission_cleared","data":{"request_id":"' .. id .. '","tool_call_id":' .. r.call .. ',"tool_name":'
+      .. r.tool .. ',"outcome":"' .. outcome .. '","reason":' .. reason .. ',"resolved_by":' .. by .. ',"timestamp":"'
+      .. iso(now) .. '"}}', '')
+    local left = {}
+    for _, other in ipairs(shown_ids()) do if other ~= id then left[#left + 1] = other end end
+    redis.call('HSET', state, 'shown', table.concat(left, ' '), 'cleared', integer(now), 'prior', id)
+  end
+  if not answered and lost then append_orphan(id, r) end
+  redis.call(publish_command, wake, id)
+end
+
+-- Settles what is overdue and erases what was settled long ago. Every permission script begins with it.
+local function sweep()
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', integer(now), 'LIMIT', 0, 100)) do
+    local r = load_request(id)
+    if not r or r.st ~= 'pending' then
+      redis.call('ZREM', due, id)
+      if r then
+        redis.call('HDEL', requests, id, 'e:' .. id, 'o:' .. id)
+        if r.key ~= '' and redis.call('HGET', requests, 'k:' .. r.key) == id then
+          redis.call('HDEL', requests, 'k:' .. r.key)
+        end
+      end
+    elseif now >= r.deadline then
+      settle(id, r, 'expired', r.shown > 0 and '"timeout"' or '"never_presented"', '"timeout"', false)
+    else
+      settle(id, r, 'cancelled', '"agent_lost"', '"lease"', false)
+    end
+  end
+end
+
+-- Milliseconds since the last presented request was settled.
+local function since_cleared()
+  local cleared = tonumber(redis.call('HGET', state, 'cleared') or 0)
+  if cleared > now then -- the clock went back: count the gap from here, not from a time that may be hours away
+    redis.call('HSET', state, 'cleared', integer(now))
+    return 0
+  end
+  return now - cleared
+end
+
+-- Shows `id` if it is its turn. Returns the milliseconds after which to ask again, or -1: wait to be woken.
+local function present_in_turn(id, r, concurrency)
+  local shown = shown_ids()
+  if r.shown > 0 or #shown >= concurrency then return -1 end
+  for _, other in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
+    if other == id then break end
+    local before = load_request(other)
+    if before.shown == 0 and before.lease > now then return -1 end -- alive and first; a dead one is passed over
+  end
+  local rest = GAP - since_cleared()
+  if rest > 0 then return rest end
+  append(redis.call('HGET', requests, 'e:' .. id), '')
+  r.shown = now
+  save_request(id, r)
+  shown[#shown + 1] = id
+  redis.call('HSET', state, 'shown', table.concat(shown, ' '))
+  return -1
+end
+
+local function shown_events()
+  local payloads = {}
+  for _, id in ipairs(shown_ids()) do
+    local payload = redis.call('HGET', requests, 'e:' .. id)
+    if payload then payloads[#payloads + 1] = payload end
+  end
+  return payloads
+end
+
+-- {code, request id, tool JSON, call JSON, state, reason JSON, by JSON}
+local function verdict(code, id, r)
+  return { code, id, r.tool, r.call, r.st, r.reason, r.by }
+end

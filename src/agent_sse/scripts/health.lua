@@ -1,0 +1,14 @@
+-- Read what the health endpoint tells of a session.
+-- KEYS    as in tick.lua
+-- Returns {tip, retained events, {process, "<open streams> <until>", …}, {"1" when presented or "0", payload, …}, now in ms}.
+local refused = load_state()
+if refused then return refused end
+sweep()
+save_state()
+local pending = {}
+for _, id in ipairs(redis.call('ZRANGE', queue, 0, 99)) do
+  local r = load_request(id)
+  pending[#pending + 1] = r.shown > 0 and '1' or '0'
+  pending[#pending + 1] = redis.call('HGET', requests, 'e:' .. id)
+end
+return { tip, redis.call('XLEN', events), redis.call('HGETALL', KEYS[11]), pending, integer(now) }

@@ -1,0 +1,52 @@
+-- Append one event of a publisher, once.
+-- KEYS    as in _session.lua
+-- ARGV[6] payload (one line of JSON)   ARGV[7] publisher   ARGV[8] its counter for this event
+-- ARGV[9] floor: the counter of the event that must have been executed before this one
+-- ARGV[10] "status", "result", "cleared" or "other"   ARGV[11] tool call id or ""   ARGV[12] "1" = a terminal status
+-- Returns {id, "0" or "1" when it was there already}, or {"GAP"} when the event before it is missing here: a pipeline
+-- failed half-way, or this history is not the one that the publisher wrote to. Nothing was stored then.
+local publishers = KEYS[5]
+local payload, publisher, count, floor = ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+local kind, call_id = ARGV[10], ARGV[11]
+
+local refused = load_state()
+if refused then return refused end
+
+local mine = redis.call('HGET', publishers, publisher)
+if mine then
+  local last, last_id = string.match(mine, '^(%d+) (%S+)')
+  last = tonumber(last)
+  if count == last then return { last_id, '1' } end
+  if count < last then
+    local tag = publisher .. ':' .. ARGV[8]
+    for _, entry in ipairs(redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1000)) do
+      if entry[2][6] == tag then return { entry[1], '1' } end
+    end
+    return { last_id, '1' } -- it was trimmed since; the nearest id that is known
+  end
+  if last < floor then return { 'GAP' } end
+elseif floor > 0 then
+  return { 'GAP' }
+elseif redis.call('HLEN', publishers) >= 256 then
+  -- Counters of processes that are gone: a retry comes within publish_timeout, so ten minutes are plenty.
+  local flat = redis.call('HGETALL', publishers)
+  for i = 1, #flat, 2 do
+    local at = tonumber(string.match(flat[i + 1], '(%d+)$'))
+    if math.abs(now - at) > 600000 then redis.call('HDEL', publishers, flat[i]) end
+  end
+end
+
+local id = append(payload, publisher .. ':' .. ARGV[8])
+redis.call('HSET', publishers, publisher, ARGV[8] .. ' ' .. id .. ' ' .. integer(now))
+if not mine then stale = true end
+if kind == 'status' then
+  record_status(call_id, id, payload, ARGV[12] == '1')
+elseif kind == 'result' then
+  redis.call('HSET', state, 'result', payload, 'result_call', call_id)
+elseif kind == 'cleared' then
+  if call_id == '' or redis.call('HGET', state, 'result_call') == call_id then
+    redis.call('HDEL', state, 'result', 'result_call')
+  end
+end
+save_state()
+return { id, '0' }

@@ -1,0 +1,39 @@
+-- Read the events after a cursor, and tell whether the history after it is complete.
+-- KEYS    as in _session.lua
+-- ARGV[6] cursor "<ms>-<seq>"   ARGV[7] events at most   ARGV[8] bytes at most (one event is always returned)
+-- Returns {"ok", tip, id, payload, id, payload, …}, or {"expired" | "lost", tip}.
+-- Complete means: the cursor is an entry, or the next entry's `prev`, or the tip.
+local cursor, count, limit = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+
+local refused = load_state()
+if refused then return refused end
+
+local length = redis.call('XLEN', events)
+if length > 0 and bytes > 0 then count = math.max(1, math.min(count, math.floor(limit * length / bytes))) end
+local entries = redis.call('XRANGE', events, cursor, '+', 'COUNT', count + 1)
+local first = entries[1]
+local from = 1
+if first and first[1] == cursor then
+  from = 2
+elseif not (first and first[2][4] == cursor) and cursor ~= tip then
+  local function below(other) -- whether the cursor is an older id than `other`
+    local ms, seq = string.match(cursor, '^(%d+)%-(%d+)$')
+    local other_ms, other_seq = string.match(other, '^(%d+)%-(%d+)$')
+    ms, other_ms = tonumber(ms), tonumber(other_ms)
+    return ms < other_ms or (ms == other_ms and tonumber(seq) < tonumber(other_seq))
+  end
+  local oldest = redis.call('XRANGE', events, '-', '+', 'COUNT', 1)[1]
+  local age = now - tonumber(string.match(cursor, '^%d+'))
+  -- Below what is kept, or older than anything may be: it went with time. Otherwise it should have been here.
+  local expired = age > retention or below(oldest and oldest[1] or tip)
+  return { expired and 'expired' or 'lost', tip }
+end
+local reply, size = { 'ok', tip }, 0
+for i = from, math.min(#entries, from + count - 1) do
+  local payload = entries[i][2][2]
+  size = size + #payload
+  if i > from and size > limit then break end
+  reply[#reply + 1] = entries[i][1]
+  reply[#reply + 1] = payload
+end
+return reply

@@ -1,0 +1,110 @@
+"""Where a stream's bytes go. A sink never blocks who writes and never drops; it says when it has taken enough.
+
+The bound is the sink's whole promise: a writer that heeds `write`'s answer holds at most that much, plus one frame, per client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, Protocol
+
+from starlette.types import Send
+
+FINISH_GRACE = 0.5  # s; how long a client may take for its last bytes when the stream ends
+
+
+class Sink(Protocol):
+    """What a connection writes to."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was written has left this process."""
+
+    def write(self, data: bytes) -> bool:
+        """Take ``data``. False: over the bound, write no more until :meth:`drained`."""
+
+    async def drained(self) -> None:
+        """Wait until the sink is under half its bound again."""
+
+    def finish(self) -> None:
+        """End the stream after what was written."""
+
+
+class Stalled(Exception):
+    """The client took no byte for the whole time-out."""
+
+
+class AsgiSink:
+    """A sink for any ASGI server: a bounded queue before ``await send(...)``.
+
+    ``bound`` in bytes; ``timeout`` in seconds is how long one ``send`` may take. :meth:`run` does the sending.
+    """
+
+    def __init__(self, send: Send, *, bound: int, timeout: float) -> None:
+        self._send = send
+        self._bound = bound
+        self._limit = timeout
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._wake = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._finished = False
+        self._timeout: asyncio.Timeout | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was written has been handed to the server."""
+        return self._size == 0
+
+    def write(self, data: bytes) -> bool:
+        """Queue ``data``; False when more than the bound is queued."""
+        if self._finished:
+            return True
+        self._chunks.append(data)
+        self._size += len(data)
+        self._wake.set()
+        if self._size > self._bound:
+            self._drained.clear()
+            return False
+        return True
+
+    async def drained(self) -> None:
+        """Wait until at most half the bound is queued."""
+        await self._drained.wait()
+
+    def finish(self) -> None:
+        """Send what is queued, then end the response; a client that does not take it in time is given up."""
+        self._finished = True
+        self._wake.set()
+        if self._timeout is not None:
+            until = asyncio.get_running_loop().time() + FINISH_GRACE
+            when = self._timeout.when()
+            if when is None or when > until:
+                self._timeout.reschedule(until)
+
+    async def run(self) -> None:
+        """Send until :meth:`finish`. Raises :class:`Stalled`."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._chunks:
+                body = b"".join(self._chunks)
+                self._chunks.clear()
+                await self._put({"type": "http.response.body", "body": body, "more_body": True})
+                self._size -= len(body)
+                if self._size <= self._bound // 2:
+                    self._drained.set()
+            if self._finished:
+                await self._put({"type": "http.response.body", "body": b"", "more_body": False})
+                return
+
+    async def _put(self, message: dict[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(FINISH_GRACE if self._finished else self._limit) as self._timeout:
+                await self._send(message)
+        except TimeoutError:
+            raise Stalled from None
+        finally:
+            self._timeout = None
