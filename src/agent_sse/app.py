@@ -72,6 +72,7 @@ def create_app(settings: Settings | None = None, *, authorize: Authorize | None 
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"],
             expose_headers=["Retry-After"], allow_credentials=False,
         )  # fmt: skip
+    app.state.agent_sse = service
     app.include_router(router_of(service))
     for kind in (HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _handle)

@@ -1,0 +1,44 @@
+"""Fixtures for every test; the parts are real, see `harness`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent_sse import SimpleNotifier
+from harness import Valkey
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on the settings of who runs it."""
+    for name in list(os.environ):
+        if name.startswith("AGENT_SSE_") and name != "AGENT_SSE_TEST_SERVER":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A directory with a path short enough for unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="as") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+async def valkey(folder: Path) -> AsyncIterator[Valkey]:
+    """A Valkey of this test's own."""
+    server = Valkey(folder / "v")
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def notifier(valkey: Valkey) -> AsyncIterator[SimpleNotifier]:
+    """A notifier on the test's Valkey."""
+    async with SimpleNotifier.from_url(valkey.url) as made:
+        yield made
