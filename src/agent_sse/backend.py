@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ PASSING = (
     failure.NoScriptError,
     OSError,
 )
+MAX_CONNECTIONS = 32  # commands at a time; pub/sub has connections of its own
 PASSING_CODES = ("MASTERDOWN", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "LOADING", "UNKILLABLE")
 
 
@@ -59,7 +60,9 @@ class Backend:
         self.timeout = timeout
         self._client: redis.Redis | RedisCluster | None = None
         self._sharded = False
-        self._connecting = asyncio.Lock()
+        self._attempt: asyncio.Task[None] | None = None
+        # redis-py's pools refuse a command when all connections are taken; here it waits for one.
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         try:
             redis.ConnectionPool.from_url(url)
         except ValueError as error:
@@ -69,6 +72,9 @@ class Backend:
 
     async def aclose(self) -> None:
         """Close every connection."""
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.gather(self._attempt, return_exceptions=True)
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
@@ -90,19 +96,23 @@ class Backend:
 
     async def connect(self) -> redis.Redis | RedisCluster:
         """Return the client, finding out first what answers at the URL. Raises RedisUnavailable or RedisRefused."""
-        if self._client is not None:
-            return self._client
-        async with self._connecting:
-            if self._client is None:
-                with translated():
-                    self._client = await self._detect()
-            return self._client
+        while self._client is None:
+            # One attempt serves all who wait: with a silent server each would take the whole time-out in turn.
+            if self._attempt is None or self._attempt.done():
+                self._attempt = asyncio.create_task(self._open(), name="agent-sse Redis connect")
+                self._attempt.add_done_callback(_retrieve)
+            await asyncio.shield(self._attempt)
+        return self._client
+
+    async def _open(self) -> None:
+        with translated():
+            self._client = await self._detect()
 
     async def _detect(self) -> redis.Redis | RedisCluster:
         # RESP2: pub/sub messages come as plain replies, on every server alike. Retries off: see the class.
         single = redis.Redis.from_url(
             self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=self.timeout,
-            socket_connect_timeout=self.timeout, max_connections=64,
+            socket_connect_timeout=self.timeout, max_connections=MAX_CONNECTIONS + 8,
         )  # fmt: skip
         try:
             try:
@@ -117,7 +127,11 @@ class Backend:
             return single
         await single.aclose()
         cluster = RedisCluster.from_url(
-            self.url, protocol=2, socket_timeout=self.timeout, socket_connect_timeout=self.timeout, max_connections=64
+            self.url,
+            protocol=2,
+            socket_timeout=self.timeout,
+            socket_connect_timeout=self.timeout,
+            max_connections=MAX_CONNECTIONS + 8,
         )
         try:
             _ = await cluster.initialize()
@@ -142,7 +156,7 @@ class Backend:
         checks it itself (publish.lua's floor).
         """
         client = await self.connect()
-        with translated():
+        async with self._slot():
             results = await self._pipeline(client, calls)
             missing = [i for i, result in enumerate(results) if isinstance(result, failure.NoScriptError)]
             if missing:
@@ -151,6 +165,19 @@ class Backend:
                 for i, result in zip(missing, await self._pipeline(client, [calls[i] for i in missing]), strict=True):
                     results[i] = result
         return [translate(result) if isinstance(result, Exception) else result for result in results]
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise RedisUnavailable(f"Redis is slow: no connection came free within {self.timeout:g} s") from None
+        try:
+            with translated():
+                yield
+        finally:
+            self._slots.release()
 
     async def _pipeline(self, client: redis.Redis | RedisCluster, calls: Sequence[Call]) -> list[Any]:
         if isinstance(client, RedisCluster):
@@ -180,13 +207,13 @@ class Backend:
     async def command(self, *args: Arg) -> Any:
         """Run one command on one key."""
         client = await self.connect()
-        with translated():
+        async with self._slot():
             return await client.execute_command(*args)
 
     async def commands(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
         """Run commands in one pipeline; the first error is raised."""
         client = await self.connect()
-        with translated():
+        async with self._slot():
             pipe: Any = client.pipeline() if isinstance(client, RedisCluster) else client.pipeline(transaction=False)
             for args in commands:
                 pipe.execute_command(*args)
@@ -232,6 +259,11 @@ class Backend:
                 await connection.disconnect(nowait=True)
                 raise
             return connection
+
+
+def _retrieve(attempt: asyncio.Task[None]) -> None:
+    if not attempt.cancelled():
+        attempt.exception()  # whoever waited got it; nobody may be left to
 
 
 def translate(error: Exception) -> Exception:

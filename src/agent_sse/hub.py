@@ -159,6 +159,11 @@ class Hub:
         return self._subscriber.alive and bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     @property
+    def closing(self) -> bool:
+        """Whether no new streams are taken, because the process is about to end."""
+        return self._closing
+
+    @property
     def open_streams(self) -> int:
         """How many streams this process has open."""
         return self._count
@@ -171,9 +176,7 @@ class Hub:
     # -- streams ------------------------------------------------------------------------------------------------
 
     def join(self, connection: Connection) -> None:
-        """Add a stream. Raises ApiError 429 when there are too many, 503 while shutting down."""
-        if self._closing:
-            raise ApiError(503, "shutting_down", "the server is shutting down; reconnect", retry_after=1)
+        """Add a stream. Raises ApiError 429 when there are too many."""
         name = self._name(connection.session_id)
         channel = self._channels.get(name)
         if self._count >= self.settings.max_streams:

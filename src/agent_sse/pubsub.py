@@ -133,6 +133,7 @@ class Subscriber:
     def confirmed(self, channel: bytes, link: _Link) -> None:
         """Note that Redis confirmed a subscription on ``link``."""
         self._failures = 0
+        link.confirmed = True
         if self._placed.get(channel) is link:
             self.on_subscribed(channel)
 
@@ -150,6 +151,8 @@ class Subscriber:
         if self._links.get(link.node) is link:
             del self._links[link.node]
         self.reconnects += 1
+        if not link.confirmed:
+            self._failures += 1  # it opens and dies: wait before the next one
         self._stale_topology = True
         for channel, owner in self._placed.items():
             if owner is link:
@@ -172,6 +175,7 @@ class _Link:
         self._orders: dict[bytes, bool] = {}
         self._ordered = asyncio.Event()
         self._answered = True
+        self.confirmed = False
         self.task = asyncio.create_task(self._run(), name=f"agent-sse pub/sub {node}")
 
     def subscribe(self, channel: bytes) -> None:

@@ -19,7 +19,7 @@ from agent_sse.frames import EventId
 from agent_sse.hub import Hub
 from agent_sse.protocol import TRANSPORT
 from agent_sse.sinks import AsgiSink, Stalled
-from agent_sse.stream import Connection
+from agent_sse.stream import RETRY_MS, Connection
 
 log = logging.getLogger("agent_sse")
 
@@ -80,6 +80,9 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the stream until the client leaves, the token expires, or the service ends it."""
+        if self._hub.closing:
+            await self._come_back(send)
+            return
         settings = self._hub.settings
         sink = AsgiSink(send, bound=settings.stream_buffer_bytes, timeout=settings.send_timeout)
         connection = Connection(
@@ -111,6 +114,12 @@ class EventStream(Response):
             if watcher is not None:
                 watcher.cancel()
                 await asyncio.gather(watcher, return_exceptions=True)
+
+    async def _come_back(self, send: Send) -> None:
+        # A browser's EventSource gives up for good on any status but 200; an ended stream it opens again, elsewhere.
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        body = frames.retry_frame(random.randint(*RETRY_MS))
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _end_in_time(self, connection: Connection) -> asyncio.TimerHandle:
         """End the stream when its token expires, or when it has been open for long (so that load can move)."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from starlette.types import Send
 
+SEND_BYTES = 64 * 1024  # in one send, so that its time-out means a rate: 2 KiB/s with the default
 FINISH_GRACE = 0.5  # s; how long a client may take for its last bytes when the stream ends
 
 
@@ -50,7 +51,7 @@ class AsgiSink:
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
-        self._finished = False
+        self._finish_by: float | None = None
         self._timeout: asyncio.Timeout | None = None
 
     @property
@@ -60,7 +61,7 @@ class AsgiSink:
 
     def write(self, data: bytes) -> bool:
         """Queue ``data``; False when more than the bound is queued."""
-        if self._finished:
+        if self._finish_by is not None:
             return True
         self._chunks.append(data)
         self._size += len(data)
@@ -76,13 +77,11 @@ class AsgiSink:
 
     def finish(self) -> None:
         """Send what is queued, then end the response; a client that does not take it in time is given up."""
-        self._finished = True
-        self._wake.set()
-        if self._timeout is not None:
-            until = asyncio.get_running_loop().time() + FINISH_GRACE
-            when = self._timeout.when()
-            if when is None or when > until:
-                self._timeout.reschedule(until)
+        if self._finish_by is None:
+            self._finish_by = asyncio.get_running_loop().time() + FINISH_GRACE
+            self._wake.set()
+            if self._timeout is not None:
+                self._timeout.reschedule(min(self._finish_by, self._timeout.when() or self._finish_by))
 
     async def run(self) -> None:
         """Send until :meth:`finish`. Raises :class:`Stalled`."""
@@ -92,17 +91,20 @@ class AsgiSink:
             while self._chunks:
                 body = b"".join(self._chunks)
                 self._chunks.clear()
-                await self._put({"type": "http.response.body", "body": body, "more_body": True})
-                self._size -= len(body)
+                for start in range(0, len(body), SEND_BYTES):
+                    part = body[start : start + SEND_BYTES]
+                    await self._put({"type": "http.response.body", "body": part, "more_body": True})
+                    self._size -= len(part)
                 if self._size <= self._bound // 2:
                     self._drained.set()
-            if self._finished:
+            if self._finish_by is not None:
                 await self._put({"type": "http.response.body", "body": b"", "more_body": False})
                 return
 
     async def _put(self, message: dict[str, Any]) -> None:
+        until = asyncio.get_running_loop().time() + self._limit
         try:
-            async with asyncio.timeout(FINISH_GRACE if self._finished else self._limit) as self._timeout:
+            async with asyncio.timeout_at(min(until, self._finish_by or until)) as self._timeout:
                 await self._send(message)
         except TimeoutError:
             raise Stalled from None
