@@ -1,6 +1,7 @@
 """agent-sse: live tool events for the browser over Server-Sent Events, and the user's permission back.
 
-Importing this package does not import the web layer; the service is `agent_sse.app`, its router `agent_sse.create_router`.
+Importing this package does not import the web layer; the service is `agent_sse.app`, its router
+`agent_sse.create_router`.
 """
 
 from __future__ import annotations

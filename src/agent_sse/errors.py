@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose. Nothing here knows HTTP frameworks; `app` and `routes` map these to responses.
+"""Every error this package raises on purpose. Knows no HTTP framework; `routes` maps these to responses.
 
 The tree::
 

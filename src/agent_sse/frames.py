@@ -16,7 +16,7 @@ _MAX = 2**64 - 1
 
 
 def parse_id(text: bytes) -> EventId | None:
-    """Parse ``b"<ms>-<seq>"`` in canonical form; None for anything else (an id of Redis is two unsigned 64-bit numbers)."""
+    """Parse ``b"<ms>-<seq>"`` (two unsigned 64-bit numbers) in canonical form; None for anything else."""
     match = _ID.fullmatch(text)
     if match is None:
         return None

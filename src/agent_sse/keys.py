@@ -1,4 +1,4 @@
-"""Names in Redis. Pure; every key of a session carries the hash tag ``{session_id}``, so a cluster keeps them in one slot."""
+"""Names in Redis. Pure; a session's keys carry the hash tag ``{session_id}``, so a cluster keeps them in one slot."""
 
 from __future__ import annotations
 

@@ -165,8 +165,9 @@ class SimpleNotifier:
         call_id = tool_name if tool_call_id is None else tool_call_id
         at = events.timestamp()
         event = events.tool_status(
-            status=status, tool_name=tool_name, tool_call_id=call_id, parameters={} if parameters is None else parameters,
-            risk_level=risk_level, start_time=start_time or self._start_of(session_id, call_id, status, at),
+            status=status, tool_name=tool_name, tool_call_id=call_id,
+            parameters={} if parameters is None else parameters, risk_level=risk_level,
+            start_time=start_time or self._start_of(session_id, call_id, status, at),
             details=details, at=at,
         )  # fmt: skip
         return await self._publish(session_id, event, "status", call_id, terminal=status in events.TERMINAL)
@@ -241,7 +242,8 @@ class SimpleNotifier:
         return await self.ask(
             PermissionRequest(
                 session_id=session_id, tool_name=tool_name, parameters={} if parameters is None else parameters,
-                risk_level=risk_level, timeout=_seconds(timeout), tool_call_id=tool_name if tool_call_id is None else tool_call_id,
+                risk_level=risk_level, timeout=_seconds(timeout),
+                tool_call_id=tool_name if tool_call_id is None else tool_call_id,
                 message=message, idempotency_key=idempotency_key,
             )
         )  # fmt: skip

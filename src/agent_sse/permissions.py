@@ -66,7 +66,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class PermissionRequest:
-    """What is asked. ``timeout`` in seconds; ``orphan`` are the event heads for a lost agent's call (see `events.head`)."""
+    """What is asked. ``timeout`` in seconds; ``orphan``: the event heads for a lost agent's call (`events.head`)."""
 
     session_id: str
     tool_name: str

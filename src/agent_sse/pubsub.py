@@ -1,7 +1,7 @@
-"""The one pub/sub reader of a process: keeps a set of channels subscribed over every reconnect, and says when it could not.
+"""The one pub/sub reader of a process: keeps channels subscribed over every reconnect, and says when it could not.
 
-Own reconnecting on redis-py's connections rather than its `PubSub`, which reconnects without a word (messages are lost in
-between) and never checks that its PING is answered. Nothing here promises delivery; the hub's tip chain does.
+Own reconnecting on redis-py's connections rather than its `PubSub`, which reconnects without a word (messages are lost
+in between) and never checks that its PING is answered. Nothing here promises delivery; the hub's tip chain does.
 https://redis.io/docs/latest/develop/pubsub/
 """
 

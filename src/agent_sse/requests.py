@@ -64,7 +64,7 @@ def query_tokens(request: Request) -> list[str]:
 
 
 def read_cursor(request: Request) -> tuple[EventId | None, str | None]:
-    """Return the cursor, or why it cannot be used; the header wins over ``?last_event_id=``. Both None: there is none."""
+    """Return the cursor, or why it cannot be used; the header wins over ``?last_event_id=``. Both None: none sent."""
     values = request.headers.getlist("last-event-id") or request.query_params.getlist("last_event_id")
     if not any(values):
         return None, None

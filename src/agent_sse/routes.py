@@ -102,8 +102,8 @@ def create_router(
 ) -> APIRouter:
     """Return the router with all endpoints; ``app.include_router(router)`` also runs its lifespan.
 
-    ``settings`` default to the ``AGENT_SSE_*`` environment. ``authorize(principal, session_id)`` may allow (True), refuse
-    (False) or leave it to the token and the session's owner (None). ``prefix`` overrides the setting's. Raises
+    ``settings`` default to the ``AGENT_SSE_*`` environment. ``authorize(principal, session_id)`` may allow (True),
+    refuse (False) or leave it to the token and the session's owner (None). ``prefix`` overrides the setting's. Raises
     :class:`ConfigurationError`.
     """
     if settings is None:
@@ -150,8 +150,8 @@ def router_of(service: Service, *, prefix: str | None = None) -> APIRouter:
         responses=_error_docs(401, 403, 422, 503),
     )  # fmt: skip
     router.add_api_route(
-        "/ticket/{session_id}", endpoints.ticket, methods=["POST"], summary="Get a single-use ticket for the stream's URL",
-        responses=_error_docs(401, 403, 422, 503),
+        "/ticket/{session_id}", endpoints.ticket, methods=["POST"],
+        summary="Get a single-use ticket for the stream's URL", responses=_error_docs(401, 403, 422, 503),
     )  # fmt: skip
     router.add_api_route(
         "/sessions", endpoints.sessions, methods=["GET"], summary="List the sessions that the token may use",

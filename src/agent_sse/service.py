@@ -1,4 +1,4 @@
-"""What one process needs to serve streams and answers, wired together. Built by `app` and `routes`, used by the routes."""
+"""What one process needs to serve streams and answers, wired up. Built by `app` and `routes`, used by `routes`."""
 
 from __future__ import annotations
 

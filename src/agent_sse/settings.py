@@ -1,4 +1,4 @@
-"""The settings of service and notifier: environment variables ``AGENT_SSE_*``, also from ``.env``. Built only by entry points."""
+"""The settings of service and notifier: variables ``AGENT_SSE_*``, also from ``.env``. Only entry points build them."""
 
 from __future__ import annotations
 

@@ -1,15 +1,18 @@
 """Where a stream's bytes go. A sink never blocks who writes and never drops; it says when it has taken enough.
 
-The bound is the sink's whole promise: a writer that heeds `write`'s answer holds at most that much, plus one frame, per client.
+The bound is the sink's whole promise: a writer that heeds `write`'s answer holds at most that much, plus one frame, per
+client.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
-from starlette.types import Send
+# ASGI's `send`; spelt out here, so that this module needs no web framework.
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 SEND_BYTES = 64 * 1024  # in one send, so that its time-out means a rate: 2 KiB/s with the default
 FINISH_GRACE = 0.5  # s; how long a client may take for its last bytes when the stream ends

@@ -1,4 +1,4 @@
-"""The sessions in Redis, as typed calls and replies: append, replay, snapshot, tick, health, owners, tickets. Never SSE, never HTTP."""
+"""The sessions in Redis, as typed calls: append, replay, snapshot, tick, health, owners, tickets. Never SSE or HTTP."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events after a cursor. ``status`` says whether the history after the cursor is complete; if not, there are none."""
+    """Events after a cursor. ``status`` says whether the history after it is complete; if not, there are none."""
 
     status: Literal["ok", "expired", "lost"]
     tip: EventId

@@ -23,7 +23,7 @@ LAST_WORDS = 2.0  # s; how long a cancelled call may take to say so
 
 
 class ToolCall:
-    """A call on its way: ``pending → executing → completed | failed | cancelled``, with a permission before it if wanted.
+    """A call on its way: ``pending → executing → completed | failed | cancelled``, after a permission if asked.
 
     Attributes: ``tool_call_id``; ``decision``, the :class:`PermissionDecision` when one was asked for; ``result``, what
     the body sets and the ``tool_result`` carries.
