@@ -64,6 +64,12 @@ class Valkey:
         finally:
             await client.aclose()
 
+    async def entries(self, session: str) -> list[tuple[str, Any]]:
+        """Return what the session's Stream holds, as ``(id, event)``, the oldest first."""
+        async with self.client() as client:
+            rows = await client.xrange(f"agent_sse:{{{session}}}:events")
+        return [(row_id.decode(), json.loads(fields[b"d"])) for row_id, fields in rows]
+
     async def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop it; SIGTERM writes the append-only file out, SIGKILL is a crash."""
         if self.process is not None and self.process.returncode is None:
@@ -404,3 +410,76 @@ class Stream:
 def session_name() -> str:
     """A session id that no other test uses."""
     return f"s{time.time_ns():x}{os.urandom(3).hex()}"
+
+
+class Follower:
+    """A client that comes back with its last id whenever its stream ends, as a browser does, and keeps what it got.
+
+    ``url`` is asked at every connect, so the service may have moved. ``events`` are all data events but heartbeats.
+    """
+
+    def __init__(self, url: Callable[[], str]) -> None:
+        self.url = url
+        self.events: list[Event] = []
+        self.connects = 0
+        self.stream: Stream | None = None
+        self._last_id: str | None = None
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the events that had one, in the order of arrival."""
+        return [event.id for event in self.events if event.id is not None]
+
+    def types(self, *types: str) -> list[Event]:
+        return [event for event in self.events if event.type in types]
+
+    def cut(self) -> None:
+        """Tear the connection; it comes back by itself."""
+        if self.stream is not None and self.stream._writer is not None:
+            self.stream._writer.transport.abort()
+
+    async def until(self, condition: Callable[[], Any], *, deadline: float = DEADLINE) -> None:
+        """Wait until ``condition()`` is true; it is looked at after every event and every connect."""
+        async with asyncio.timeout(deadline):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    async def until_id(self, event_id: str, *, deadline: float = DEADLINE) -> None:
+        await self.until(lambda: any(event.id == event_id for event in reversed(self.events)), deadline=deadline)
+
+    async def _run(self) -> None:
+        while True:
+            headers = {} if self._last_id is None else {"Last-Event-ID": self._last_id}
+            async with contextlib.AsyncExitStack() as stack:
+                stream = Stream(self.url(), headers)
+                stack.push_async_callback(stream.close)
+                try:
+                    await stream.open()
+                except (OSError, asyncio.IncompleteReadError):
+                    await asyncio.sleep(0.02)  # nobody listens there: a browser would wait for `retry`
+                    continue
+                assert stream.status == 200, stream.status
+                self.stream = stream
+                self.connects += 1
+                while (event := await stream._queue.get()) is not None:
+                    self._last_id = stream.last_id if event.id is None else event.id
+                    if event.data is not None and event.type != "heartbeat":
+                        self.events.append(event)
+                    self._news.set()
+                self._last_id = stream.last_id
+
+    async def __aenter__(self) -> Follower:
+        """Return when the first stream is primed: from then on every event has to come."""
+        self._task = asyncio.create_task(self._run())
+        await self.until(lambda: self._last_id is not None)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        (outcome,) = await asyncio.gather(self._task, return_exceptions=True)
+        if isinstance(outcome, Exception):
+            raise outcome
