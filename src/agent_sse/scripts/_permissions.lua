@@ -48,7 +48,9 @@ local function settle(id, r, outcome, reason, by, answered)
   r.st, r.reason, r.by, r.at = outcome, reason, by, now
   save_request(id, r)
   redis.call('ZREM', queue, id)
-  redis.call('ZADD', due, integer(now + retention), id)
+  -- A keyed answer waits for a restarted agent at least until the deadline that the agent was given.
+  local kept = r.key ~= '' and math.max(now, r.deadline) or now
+  redis.call('ZADD', due, integer(kept + retention), id)
   if answered then
     append('{"type":"permission_response_result","data":{"success":true,"request_id":"' .. id .. '","approved":'
       .. (outcome == 'approved' and 'true' or 'false') .. ',"reason":' .. reason .. ',"timestamp":"' .. iso(now) .. '"}}', '')
