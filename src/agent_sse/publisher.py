@@ -7,12 +7,15 @@ its acknowledgement was lost is stored once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
 from collections import OrderedDict, deque
 
 from agent_sse.errors import PublishTimeout, QueueFull, RedisRefused, RedisUnavailable
 from agent_sse.store import Publish, Store
+
+log = logging.getLogger("agent_sse")
 
 MAX_WAITING = 10_000  # events
 BATCH_EVENTS = 128
@@ -98,10 +101,16 @@ class Publisher:
         while True:
             await self._filled.wait()
             self._batch = self._take()
-            if self._batch:
-                await self._send(self._batch)
-            else:
+            if not self._batch:
                 self._filled.clear()
+                continue
+            try:
+                await self._send(self._batch)
+            except Exception as error:
+                # A defect: who published hears of it (those that have their id do not), the rest is still served.
+                log.exception("publishing %d events failed", len(self._batch))
+                for item in self._batch:
+                    item.fail(error)
 
     def _take(self) -> list[_Item]:
         batch: list[_Item] = []
