@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+# As browsers send it: no path, no credentials. https://www.rfc-editor.org/rfc/rfc6454#section-6.2
+_ORIGIN = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@*:\[\]]+)(:[0-9]{1,5})?")
 
 JwtAlgorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512"]
 
@@ -24,7 +28,7 @@ class RedisSettings(BaseSettings):
         env_prefix="AGENT_SSE_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
-    redis_url: str = Field("", description="Redis or Valkey URL; empty = the embedded Valkey")
+    redis_url: str = Field("", repr=False, description="Redis or Valkey URL; empty = the embedded Valkey")
     key_prefix: str = Field("agent_sse", pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Prefix of every Redis key")
     state_dir: Path | None = Field(None, description="Where the embedded Valkey keeps its data; empty = per user")
     retention_seconds: Seconds = Field(600, description="How long an event can be replayed")
@@ -73,7 +77,7 @@ class Settings(RedisSettings):
     @classmethod
     def _refuse_wildcard(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
-            if not origin.startswith(("http://", "https://")):
+            if _ORIGIN.fullmatch(origin) is None:
                 raise ValueError("list exact origins such as https://app.example.com; a wildcard is not accepted")
         return value
 
