@@ -1,4 +1,4 @@
-"""Real parts for the tests: a Valkey of one's own, the service in this loop or as a process, an SSE client that reads by the book."""
+"""Real parts for the tests: a Valkey of one's own, the service in this loop or as a process, an SSE client."""
 
 from __future__ import annotations
 
@@ -309,7 +309,11 @@ class Stream:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
         sock.setblocking(False)
         async with asyncio.timeout(DEADLINE):
-            await asyncio.get_running_loop().sock_connect(sock, (self.host, self.port))
+            try:
+                await asyncio.get_running_loop().sock_connect(sock, (self.host, self.port))
+            except BaseException:
+                sock.close()
+                raise
             self._reader, self._writer = await asyncio.open_connection(sock=sock, limit=2**20)
             lines = [f"GET {self.target} HTTP/1.1", f"Host: {self.host}", "Accept: text/event-stream"]
             lines += [f"{name}: {value}" for name, value in self.headers.items()]
@@ -446,6 +450,8 @@ class Follower:
             while not condition():
                 self._news.clear()
                 await self._news.wait()
+                if self._task is not None and self._task.done():
+                    self._task.result()  # raises what ended it
 
     async def until_id(self, event_id: str, *, deadline: float = DEADLINE) -> None:
         await self.until(lambda: any(event.id == event_id for event in reversed(self.events)), deadline=deadline)
@@ -465,15 +471,16 @@ class Follower:
                 self.stream = stream
                 self.connects += 1
                 while (event := await stream._queue.get()) is not None:
-                    self._last_id = stream.last_id if event.id is None else event.id
+                    self._last_id = event.id or self._last_id
                     if event.data is not None and event.type != "heartbeat":
                         self.events.append(event)
                     self._news.set()
-                self._last_id = stream.last_id
+                self._last_id = stream.last_id or self._last_id
 
     async def __aenter__(self) -> Follower:
         """Return when the first stream is primed: from then on every event has to come."""
         self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(lambda _: self._news.set())
         await self.until(lambda: self._last_id is not None)
         return self
 

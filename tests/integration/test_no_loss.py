@@ -1,0 +1,164 @@
+"""A client that resumes by Last-Event-ID has every event once and in order, whatever breaks in between."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agent_sse import SimpleNotifier
+from harness import Follower, ServiceProcess, Valkey, make_settings, make_token, serve, services_of, until
+
+EVENTS = 1000
+SESSION = "s1"
+
+
+@pytest.fixture
+async def patient(valkey: Valkey) -> AsyncIterator[SimpleNotifier]:
+    """A notifier that keeps trying while Valkey restarts."""
+    async with SimpleNotifier.from_url(valkey.url, publish_timeout=20) as made:
+        yield made
+
+
+async def publish(notifier: SimpleNotifier, start: int, count: int) -> list[str]:
+    """Publish events together; the ids are in the order of the calls."""
+    return await asyncio.gather(
+        *(
+            notifier.tool_status(SESSION, "count", "executing", tool_call_id="c", parameters={"n": start + i})
+            for i in range(count)
+        )
+    )
+
+
+def assert_complete(follower: Follower, published: list[str]) -> None:
+    """Every id once, in order, with its own payload, and no reset."""
+    assert [] == follower.types("stream_reset")
+    assert published == follower.ids
+    with_id = [event for event in follower.events if event.id is not None]
+    assert list(range(len(published))) == [event.json["data"]["details"]["parameters"]["n"] for event in with_id]
+
+
+async def test_no_loss_while_the_client_disconnects(valkey: Valkey, notifier: SimpleNotifier) -> None:
+    """1,000 events while the client disconnects 20 times at random: all ids once, in order."""
+    choose = random.Random(2)
+    cuts = set(choose.sample(range(1, 100), 20))
+    async with (
+        serve(make_settings(valkey.url)) as served,
+        Follower(lambda: served.events(SESSION, make_token(SESSION))) as follower,
+    ):
+        published: list[str] = []
+        for step in range(100):
+            published += await publish(notifier, len(published), EVENTS // 100)
+            if step in cuts:
+                seen = follower.connects
+                follower.cut()
+                # Half of the cuts fall while nobody listens, the others right behind a reconnect.
+                if choose.random() < 0.5:
+                    await follower.until(lambda seen=seen: follower.connects > seen)
+        await follower.until_id(published[-1])
+        assert_complete(follower, published)
+        assert follower.connects > 10
+
+
+async def test_no_loss_while_pubsub_connections_are_killed(valkey: Valkey, notifier: SimpleNotifier) -> None:
+    """1,000 events while `CLIENT KILL TYPE pubsub` strikes 20 times: all ids once, in order, on the one stream."""
+    async with (
+        serve(make_settings(valkey.url)) as served,
+        valkey.client() as client,
+        Follower(lambda: served.events(SESSION, make_token(SESSION))) as follower,
+    ):
+        published: list[str] = []
+        killed = 0
+        for _ in range(20):
+            burst = asyncio.create_task(publish(notifier, len(published), EVENTS // 20))
+            # A kill counts when it hit the reader, not the pause before it reconnects.
+            killed += await until(lambda: client.client_kill_filter(_type="pubsub"), what="a connection to kill")
+            published += await burst
+        await follower.until_id(published[-1])
+        assert_complete(follower, published)
+        assert killed >= 20
+        assert 1 == follower.connects
+        (service,) = services_of(served.app)
+        assert service.hub.counters.gaps > 0
+
+
+async def test_no_loss_while_the_service_restarts(valkey: Valkey, patient: SimpleNotifier) -> None:
+    """1,000 events while the service is stopped, killed and started again: all ids once, in order."""
+    async with (
+        ServiceProcess({"AGENT_SSE_REDIS_URL": valkey.url}, plain=True) as process,
+        Follower(lambda: process.served.events(SESSION, make_token(SESSION))) as follower,
+    ):
+        published = await publish(patient, 0, 100)
+        for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
+            burst = asyncio.create_task(publish(patient, len(published), 200))
+            await process.stop(number)
+            published += await burst
+            await process.start()
+            published += await publish(patient, len(published), 100)
+        await follower.until_id(published[-1])
+        assert_complete(follower, published)
+        assert EVENTS == len(published)
+        assert follower.connects >= 4  # more, when it knocks while the service is closing
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_no_loss_while_valkey_restarts(valkey: Valkey, patient: SimpleNotifier, number: signal.Signals) -> None:
+    """1,000 events over five restarts of Valkey: all ids once, in order, on the one stream.
+
+    It is killed between bursts, when the append-only file holds all that was acknowledged: Valkey puts off its write
+    while an earlier fsync runs, so with `everysec` a kill in the very moment may take something with it.
+    """
+    async with (
+        serve(make_settings(valkey.url)) as served,
+        Follower(lambda: served.events(SESSION, make_token(SESSION))) as follower,
+    ):
+        published = await publish(patient, 0, 500)
+        for _ in range(5):
+            if number == signal.SIGKILL:
+                await written(valkey)
+                await valkey.stop(number)
+                burst = asyncio.create_task(publish(patient, len(published), 100))
+            else:
+                burst = asyncio.create_task(publish(patient, len(published), 100))
+                await valkey.stop(number)
+            await valkey.start()
+            published += await burst
+        await follower.until_id(published[-1])
+        assert_complete(follower, published)
+        assert 1 == follower.connects
+
+
+async def test_no_loss_when_valkey_is_killed_in_a_burst(folder: Path) -> None:
+    """1,000 events while Valkey is killed in the middle of publishing, writing before it answers: nothing is lost."""
+    server = Valkey(folder / "k", "--appendfsync", "no")  # the kernel keeps what was written; only the process dies
+    await server.start()
+    try:
+        async with (
+            SimpleNotifier.from_url(server.url, publish_timeout=20) as notifier,
+            serve(make_settings(server.url)) as served,
+            Follower(lambda: served.events(SESSION, make_token(SESSION))) as follower,
+        ):
+            published = await publish(notifier, 0, 500)
+            for _ in range(5):
+                burst = asyncio.create_task(publish(notifier, len(published), 100))
+                await server.restart(signal.SIGKILL)
+                published += await burst
+            await follower.until_id(published[-1])
+            assert_complete(follower, published)
+    finally:
+        await server.stop()
+
+
+async def written(valkey: Valkey) -> None:
+    """Wait until what the server acknowledged is in the file."""
+
+    async def settled() -> bool:
+        info = await client.info("persistence")
+        return info["aof_buffer_length"] == 0 and info["aof_pending_bio_fsync"] == 0
+
+    async with valkey.client() as client:
+        await until(settled, what="an append-only file that is written")
