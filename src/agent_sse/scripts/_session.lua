@@ -93,6 +93,10 @@ local function append(payload, tag)
   local length = redis.call('XLEN', events)
   if length == 0 then bytes, stale = 0, true end -- it expired
   local prev = tip
+  if tip_ms == 0 then -- a session's first event: a closed one of the same name may have used this millisecond
+    local ms, seq = string.match(redis.call('GET', KEYS[6]) or '0-0', '^(%d+)%-(%d+)$')
+    tip_ms, tip_seq = tonumber(ms), tonumber(seq)
+  end
   if now > tip_ms then tip_ms, tip_seq = now, 0 else tip_seq = tip_seq + 1 end
   tip = integer(tip_ms) .. '-' .. integer(tip_seq)
   redis.call('XADD', events, tip, 'd', payload, 'p', prev, 'k', tag)

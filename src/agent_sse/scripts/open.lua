@@ -8,5 +8,5 @@ local owner = redis.call('HGET', state, 'owner')
 if owner and owner ~= ARGV[6] then return 'owned' end
 if ARGV[6] ~= '' then redis.call('HSET', state, 'owner', ARGV[6]) end
 redis.call('HSET', state, 'layout', LAYOUT, 'tip', tip)
-redis.call('PEXPIRE', state, integer(ttl))
+renew() -- not just the TTL: a request may have a later deadline
 return 'ok'

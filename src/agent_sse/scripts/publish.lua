@@ -9,6 +9,21 @@ local publishers = KEYS[5]
 local payload, publisher, count, floor = ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 local kind, call_id = ARGV[10], ARGV[11]
 
+-- Drops counters of processes that are gone: a retry comes within publish_timeout, so ten minutes are plenty. Of many
+-- short-lived publishers the oldest go earlier: the hash stays bounded, and half of its bound must come between an
+-- event and its retry.
+local function forget_publishers(held)
+  local all, flat = {}, redis.call('HGETALL', publishers)
+  for i = 1, #flat, 2 do
+    all[#all + 1] = { flat[i], tonumber(string.match(flat[i + 1], '(%d+)$')) }
+  end
+  table.sort(all, function(a, b) return a[2] < b[2] end)
+  local surplus = held >= 1024 and held - 512 or 0
+  for i, entry in ipairs(all) do
+    if i <= surplus or math.abs(now - entry[2]) > 600000 then redis.call('HDEL', publishers, entry[1]) end
+  end
+end
+
 local refused = load_state()
 if refused then return refused end
 
@@ -27,13 +42,9 @@ if mine then
   if last < floor then return { 'GAP' } end
 elseif floor > 0 then
   return { 'GAP' }
-elseif redis.call('HLEN', publishers) >= 256 then
-  -- Counters of processes that are gone: a retry comes within publish_timeout, so ten minutes are plenty.
-  local flat = redis.call('HGETALL', publishers)
-  for i = 1, #flat, 2 do
-    local at = tonumber(string.match(flat[i + 1], '(%d+)$'))
-    if math.abs(now - at) > 600000 then redis.call('HDEL', publishers, flat[i]) end
-  end
+else
+  local held = redis.call('HLEN', publishers)
+  if held >= 256 and held % 128 == 0 then forget_publishers(held) end
 end
 
 local id = append(payload, publisher .. ':' .. ARGV[8])
