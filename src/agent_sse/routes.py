@@ -290,9 +290,12 @@ def _answer_response(answer: Answer) -> Response:
             raise ApiError(409, "already_resolved", f"{settled} before this answer came; it stays so", data=data)
         case "just_replaced":
             raise ApiError(
-                409, "just_replaced", f"{settled}; the next one was not shown long enough: answer with its request_id",
+                409,
+                "just_replaced",
+                f"{settled}, and without a request_id this counts as an answer to it: until another request has been "
+                "shown for a second, send the request_id of the one you mean",
                 data=data,
-            )  # fmt: skip
+            )
         case "ambiguous":
             raise ApiError(409, "ambiguous", "several requests are presented; send the request_id of the one you mean")
         case "gone":
