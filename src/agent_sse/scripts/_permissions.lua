@@ -13,6 +13,7 @@ local GAP = 1000 -- ms between a clear and the next presentation; the guide's co
 local requests, queue, due, wake = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 
 local function load_request(id)
+  if string.find(id, ':', 1, true) then return nil end -- a field of another kind; clients may send any id
   local json = redis.call('HGET', requests, id)
   return json and cjson.decode(json) or nil
 end
@@ -67,7 +68,25 @@ local function settle(id, r, outcome, reason, by, answered)
   redis.call(publish_command, wake, id)
 end
 
--- Settles what is overdue and erases what was settled long ago. Every permission script begins with it.
+-- Settles `r` if its time is over.
+local function settle_overdue(id, r)
+  if r.st ~= 'pending' then return end
+  if now >= r.deadline then
+    settle(id, r, 'expired', r.shown > 0 and '"timeout"' or '"never_presented"', '"timeout"', false)
+  elseif r.key == '' and now >= r.lease then
+    settle(id, r, 'cancelled', '"agent_lost"', '"lease"', false)
+  end
+end
+
+-- What is decided on must not be overdue, even when so much is that the sweep has not come to it.
+local function load_settled(id)
+  local r = load_request(id)
+  if r then settle_overdue(id, r) end
+  return r
+end
+
+-- Settles what is overdue and erases what was settled long ago, a bounded number at a time. Every permission script
+-- begins with it.
 local function sweep()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', integer(now), 'LIMIT', 0, 100)) do
     local r = load_request(id)
@@ -79,10 +98,8 @@ local function sweep()
           redis.call('HDEL', requests, 'k:' .. r.key)
         end
       end
-    elseif now >= r.deadline then
-      settle(id, r, 'expired', r.shown > 0 and '"timeout"' or '"never_presented"', '"timeout"', false)
     else
-      settle(id, r, 'cancelled', '"agent_lost"', '"lease"', false)
+      settle_overdue(id, r)
     end
   end
 end

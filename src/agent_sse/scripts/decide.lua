@@ -24,18 +24,22 @@ end
 
 -- Without an id: the one that is presented; but until it could have been read, a click is meant for the one before it.
 local function pick()
+  for _, other in ipairs(shown_ids()) do load_settled(other) end
   local shown = shown_ids()
   if #shown > 1 then return 'ambiguous' end
   local current = shown[1] and load_request(shown[1])
   local prior = redis.call('HGET', state, 'prior')
   local before = prior and load_request(prior)
   if before then
+    -- With several presented at a time one may be left that was there before; its card was not the one on top.
+    local replaced = since_cleared() < GAP
     if current then
-      local fresh = now >= current.shown and now - current.shown < GAP and current.shown - before.at <= SUCCESSOR
-      if fresh then return prior, before, 'just_replaced' end
-    elseif since_cleared() < GAP or redis.call('ZCARD', queue) > 0 then
-      return prior, before, 'just_replaced'
+      replaced = replaced
+        or (now >= current.shown and now - current.shown < GAP and current.shown - before.at <= SUCCESSOR)
+    else
+      replaced = replaced or redis.call('ZCARD', queue) > 0
     end
+    if replaced then return prior, before, 'just_replaced' end
   end
   if not current then return 'nothing' end
   return shown[1], current, 'conflict'
@@ -43,7 +47,7 @@ end
 
 local reply
 if id ~= '' then
-  local r = load_request(id)
+  local r = load_settled(id)
   reply = r and answer(r, 'conflict') or { 'unknown' }
 else
   local found, r, late = pick()

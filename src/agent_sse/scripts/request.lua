@@ -14,7 +14,7 @@ local id, key = ARGV[6], ARGV[12]
 local existing = load_request(id) -- this call is a retry whose first reply was lost
 if not existing and key ~= '' then
   local other = redis.call('HGET', requests, 'k:' .. key)
-  local r = other and load_request(other)
+  local r = other and load_settled(other)
   if r and r.digest ~= ARGV[13] then
     save_state()
     return { 'conflict' }

@@ -7,7 +7,7 @@ local refused = load_state()
 if refused then return refused end
 sweep()
 local id, waiter = ARGV[6], ARGV[7]
-local r = load_request(id)
+local r = load_settled(id)
 local reply
 if not r then
   reply = { 'unknown' }
