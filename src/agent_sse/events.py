@@ -81,14 +81,14 @@ def check_risk(value: object) -> str:
     """Return a risk level. Raises :class:`InvalidEvent` for anything but the four."""
     if value not in RISK_LEVELS:
         raise InvalidEvent(f"risk_level must be one of {', '.join(RISK_LEVELS)}")
-    return str(value)
+    return RISK_LEVELS[RISK_LEVELS.index(value)]  # the plain string, also for an enumeration's member
 
 
 def check_status(value: object) -> str:
     """Return a tool status. Raises :class:`InvalidEvent` for anything but the seven."""
     if value not in STATUSES:
         raise InvalidEvent(f"status must be one of {', '.join(STATUSES)}")
-    return str(value)
+    return STATUSES[STATUSES.index(value)]
 
 
 def check_message(value: object, what: str) -> str:
@@ -114,6 +114,8 @@ def tool_status(
     at: str | None = None,
 ) -> dict[str, Any]:
     """Return a ``tool_status``; ``details`` are added to the guide's three."""
+    if details is not None and not isinstance(details, Mapping):
+        raise InvalidEvent("details must be a mapping")
     return _event(
         "tool_status",
         {
@@ -124,7 +126,7 @@ def tool_status(
                 **(details or {}),
                 "parameters": parameters,
                 "risk_level": check_risk(risk_level),
-                "start_time": start_time,
+                "start_time": check_name(start_time, "start_time"),
             },
             "timestamp": at or timestamp(),
         },
@@ -143,6 +145,10 @@ def tool_result(
     """Return a ``tool_result``."""
     if not isinstance(success, bool):
         raise InvalidEvent("success must be True or False")
+    if error is not None and not isinstance(error, str):
+        raise InvalidEvent("error must be a string")
+    if duration_ms is not None and (isinstance(duration_ms, bool) or not isinstance(duration_ms, int)):
+        raise InvalidEvent("duration_ms must be a whole number of milliseconds")
     data: dict[str, Any] = {
         "tool_name": check_name(tool_name, "tool_name"),
         "tool_call_id": check_name(tool_call_id, "tool_call_id"),

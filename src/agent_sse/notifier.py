@@ -7,31 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from agent_sse import embedded, events
 from agent_sse.backend import Backend
-from agent_sse.errors import ConfigurationError, InvalidEvent, SessionOwned
+from agent_sse.errors import AgentSseError, ConfigurationError, InvalidEvent, RedisUnavailable, SessionOwned
 from agent_sse.keys import check_session_id
 from agent_sse.permissions import PermissionDecision, PermissionRequest, Permissions
 from agent_sse.publisher import Publisher
-from agent_sse.settings import RedisSettings, describe
+from agent_sse.settings import RedisSettings, Settings, describe
 from agent_sse.store import Publish, Store
 from agent_sse.tool_calls import ToolCall
 
 REMEMBERED_CALLS = 10_000  # unfinished calls whose start time is remembered
-OWNER_LIMIT = 256
+
+T = TypeVar("T")
 
 
-class _Explicit(RedisSettings):
-    """Settings from keyword arguments only; a misspelt one is an error."""
+class _Explicit(Settings):
+    """The service's settings, from keyword arguments only; a misspelt one is an error."""
 
     model_config = SettingsConfigDict(extra="forbid")
 
@@ -61,6 +63,7 @@ class SimpleNotifier:
         self.settings = settings
         self._parts: tuple[Backend, Store, Publisher, Permissions] | None = None
         self._starting = asyncio.Lock()
+        self._closed = False
         self._starts: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     @classmethod
@@ -78,8 +81,12 @@ class SimpleNotifier:
     def from_env(cls, **settings: Any) -> Self:
         """Return a notifier with the service's ``AGENT_SSE_*`` environment variables and ``.env``.
 
-        Without ``AGENT_SSE_REDIS_URL`` it uses the embedded Valkey of the service that runs for this user.
+        Without ``AGENT_SSE_REDIS_URL`` it uses the embedded Valkey of the service that runs for this user. ``settings``
+        win over the environment. Raises :class:`ConfigurationError` for an unknown or wrong one.
         """
+        unknown = sorted(settings.keys() - Settings.model_fields.keys())
+        if unknown:  # in the environment and in `.env` others may stand, here it is a misspelt one
+            raise ConfigurationError(f"there is no setting {', '.join(unknown)}")
         try:
             return cls(RedisSettings(**settings))
         except ValidationError as error:
@@ -95,7 +102,11 @@ class SimpleNotifier:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Wait until what is being published is acknowledged or has failed, then close the connections."""
+        """Wait until what is being published is acknowledged or has failed, then close the connections.
+
+        A closed notifier stays closed: using it again raises. Closing it again does nothing.
+        """
+        self._closed = True
         parts, self._parts = self._parts, None
         if parts is not None:
             backend, _, publisher, permissions = parts
@@ -106,6 +117,8 @@ class SimpleNotifier:
     async def _ready(self) -> tuple[Backend, Store, Publisher, Permissions]:
         if self._parts is None:
             async with self._starting:
+                if self._closed:
+                    raise AgentSseError("this notifier is closed; make a new one")
                 if self._parts is None:
                     url = self.settings.redis_url or await self._embedded_url()
                     backend = Backend(url, timeout=self.settings.publish_timeout)
@@ -128,19 +141,32 @@ class SimpleNotifier:
     async def open_session(self, session_id: str, owner: str) -> None:
         """Register who may use the session. Raises :class:`SessionOwned` if another owner did; an owner is set once."""
         check_session_id(session_id)
-        if not 0 < len(owner) <= OWNER_LIMIT or not owner.isprintable():
-            raise InvalidEvent(f"owner must be 1 to {OWNER_LIMIT} printable characters: the token's `sub`")
+        events.check_name(owner, "owner (the token's `sub`)")
         _, store, _, _ = await self._ready()
-        if not await store.open(session_id, owner):
+        if not await self._patiently(lambda: store.open(session_id, owner)):
             raise SessionOwned(f"session {session_id} belongs to another owner")
 
     async def close_session(self, session_id: str) -> None:
         """Erase the session: its events, requests, owner. Open streams end with ``session_closed``."""
         check_session_id(session_id)
         _, store, _, _ = await self._ready()
-        await store.close(session_id)
+        await self._patiently(lambda: store.close(session_id))
         for key in [key for key in self._starts if key[0] == session_id]:
             del self._starts[key]
+
+    async def _patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Repeat what a repetition does not change until Redis has answered, or ``publish_timeout`` is over."""
+        loop = asyncio.get_running_loop()
+        until, failures = loop.time() + self.settings.publish_timeout, 0
+        while True:
+            try:
+                return await operation()
+            except RedisUnavailable:
+                failures += 1
+                delay = random.uniform(0, min(1.0, 0.02 * 2**failures))
+                if loop.time() + delay >= until:
+                    raise
+                await asyncio.sleep(delay)
 
     # -- events -------------------------------------------------------------------------------------------------
 
@@ -164,17 +190,21 @@ class SimpleNotifier:
         """
         call_id = tool_name if tool_call_id is None else tool_call_id
         at = events.timestamp()
+        # Before anything is remembered of the call.
+        check_session_id(session_id)
+        terminal = events.check_status(status) in events.TERMINAL
+        events.check_name(call_id, "tool_call_id")
         event = events.tool_status(
             status=status, tool_name=tool_name, tool_call_id=call_id,
             parameters={} if parameters is None else parameters, risk_level=risk_level,
-            start_time=start_time or self._start_of(session_id, call_id, status, at),
+            start_time=self._start_of(session_id, call_id, terminal, at) if start_time is None else start_time,
             details=details, at=at,
         )  # fmt: skip
-        return await self._publish(session_id, event, "status", call_id, terminal=status in events.TERMINAL)
+        return await self._publish(session_id, event, "status", call_id, terminal=terminal)
 
-    def _start_of(self, session_id: str, call_id: str, status: str, at: str) -> str:
+    def _start_of(self, session_id: str, call_id: str, terminal: bool, at: str) -> str:
         key = (session_id, call_id)
-        if status in events.TERMINAL:
+        if terminal:
             return self._starts.pop(key, at)
         start = self._starts.setdefault(key, at)
         if len(self._starts) > REMEMBERED_CALLS:
