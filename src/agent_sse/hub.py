@@ -47,8 +47,8 @@ class Channel:
     """The streams of one session in this process, and the last event id that was passed on to them."""
 
     __slots__ = (
-        "connections", "era", "hub", "last_tick", "name", "next_tick", "ready", "seen", "session_id", "shown",
-        "subscribed", "sync", "ticked_tip", "tip",
+        "compared", "connections", "era", "hub", "last_tick", "name", "next_tick", "ready", "seen", "session_id",
+        "shown", "subscribed", "sync", "ticked_tip", "tip", "tombstone",
     )  # fmt: skip
 
     def __init__(self, hub: Hub, session_id: str, name: bytes) -> None:
@@ -66,6 +66,8 @@ class Channel:
         self.last_tick = 0.0
         self.next_tick = 0.0
         self.ticked_tip: EventId | None = None
+        self.tombstone: EventId | None = None  # of a session closed before, as of the last tick
+        self.compared = False  # whether that is known
 
     @property
     def now(self) -> float:
@@ -337,6 +339,12 @@ class Hub:
         last = frames.error_frame("session_closed", "the session was closed")
         for connection in list(channel.connections):
             connection.end(last)
+        # A stream that joins before the last of these has left belongs to a session of the same name, not to this one.
+        channel.tip, channel.compared = None, False
+        channel.ready.clear()
+        channel.shown.clear()
+        channel.next_tick = 0.0
+        self._kick.set()
 
     # -- the clock ----------------------------------------------------------------------------------------------
 
@@ -392,11 +400,14 @@ class Hub:
                 self._compare(channel, tick)
 
     def _compare(self, channel: Channel, tick: Tick) -> None:
+        # A tombstone that was not there before tells more than the tip, which a session without events does not have.
+        buried = channel.compared and tick.closed_tip is not None and tick.closed_tip != channel.tombstone
+        channel.compared, channel.tombstone = True, tick.closed_tip
         if tick.due_ms is not None:
             channel.next_tick = min(channel.next_tick, self.now + max(self._step, tick.due_ms / 1000 + 0.01))
         if channel.tip is None:
             channel.tip = tick.tip
-        elif tick.closed_tip is not None and ZERO < channel.tip <= tick.closed_tip:
+        elif buried or (tick.closed_tip is not None and ZERO < channel.tip <= tick.closed_tip):
             self._close_channel(channel)  # the message was missed
             return
         elif tick.tip != channel.tip and channel.tip == channel.ticked_tip:
