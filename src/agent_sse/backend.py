@@ -106,12 +106,16 @@ class Backend:
 
     async def _open(self) -> None:
         with translated():
-            self._client = await self._detect()
+            async with asyncio.timeout(self.timeout):
+                self._client = await self._detect()
 
     async def _detect(self) -> redis.Redis | RedisCluster:
-        # RESP2: pub/sub messages come as plain replies, on every server alike. Retries off: see the class.
+        # RESP2: pub/sub messages come as plain replies, on every server alike. Retries off: see the class. No
+        # socket_timeout: redis-py sends under `wait_for` then, which on Python 3.11 swallows a cancellation that comes
+        # in the step in which the send ends (https://github.com/python/cpython/issues/86296), so a cancelled task would
+        # go on for ever. Every use is under `asyncio.timeout` here instead.
         single = redis.Redis.from_url(
-            self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=self.timeout,
+            self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=None,
             socket_connect_timeout=self.timeout, max_connections=MAX_CONNECTIONS + 8,
         )  # fmt: skip
         try:
@@ -129,7 +133,7 @@ class Backend:
         cluster = RedisCluster.from_url(
             self.url,
             protocol=2,
-            socket_timeout=self.timeout,
+            socket_timeout=None,
             socket_connect_timeout=self.timeout,
             max_connections=MAX_CONNECTIONS + 8,
         )
@@ -175,7 +179,8 @@ class Backend:
             raise RedisUnavailable(f"Redis is slow: no connection came free within {self.timeout:g} s") from None
         try:
             with translated():
-                yield
+                async with asyncio.timeout(self.timeout):
+                    yield
         finally:
             self._slots.release()
 
@@ -240,7 +245,8 @@ class Backend:
         client = await self.connect()
         if isinstance(client, RedisCluster):
             with translated():
-                await client.nodes_manager.initialize()
+                async with asyncio.timeout(self.timeout):
+                    await client.nodes_manager.initialize()
 
     async def open_connection(self, node: str) -> AbstractConnection:
         """Open a connection of its own to ``node``, for pub/sub, with the client's handshake, TLS and ACL."""
@@ -254,7 +260,8 @@ class Backend:
             else:
                 connection = client.connection_pool.make_connection()
             try:
-                await connection.connect()
+                async with asyncio.timeout(self.timeout):
+                    await connection.connect()
             except BaseException:
                 await connection.disconnect(nowait=True)
                 raise
