@@ -146,11 +146,14 @@ class Publisher:
             batch = [item for item in batch if not item.future.done()]
             if batch:
                 failures += 1
-                await asyncio.sleep(random.uniform(0, min(BACKOFF_CAP, 0.02 * 2**failures)))
+                # Well below the time-out: the next events wait for this pause too.
+                await asyncio.sleep(random.uniform(0, min(BACKOFF_CAP, self._timeout / 8, 0.02 * 2**failures)))
 
     async def _attempt(self, batch: list[_Item]) -> list[_Item]:
         """Send a batch; return what has to be sent again, in order."""
         await self._store.backend.connect()
+        # Who timed out meanwhile was told whether the event had been sent: that must stay true.
+        batch = [item for item in batch if not item.future.done()]
         floors: dict[_Counter, int] = {}
         calls = []
         for item in batch:
@@ -163,6 +166,8 @@ class Publisher:
             floors[item.counter] = item.number
         again: list[_Item] = []
         broken: set[_Counter] = set()
+        if not batch:
+            return again
         for item, reply in zip(batch, await self._store.backend.run_many(calls), strict=True):
             counter = item.counter or self._counter(item.event.session_id)
             if isinstance(reply, RedisUnavailable):

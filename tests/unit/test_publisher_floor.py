@@ -117,7 +117,11 @@ class FakeStore:
         self._late: list[Sent] = []  # in the network still
 
     async def connect(self) -> None:
-        return
+        if self._outcomes and self._outcomes[0].kind == "absent":
+            await asyncio.sleep(self._outcomes.pop(0).wait)
+            raise RedisUnavailable("connection refused")
+        if self._outcomes and self._outcomes[0].kind == "slow":
+            await asyncio.sleep(self._outcomes.pop(0).wait)
 
     def publish_call(self, event: Publish, publisher: str, count: int, floor: int) -> Sent:
         return Sent(event, publisher, count, floor)
@@ -171,7 +175,9 @@ places = st.frozensets(st.integers(0, 6), max_size=4)
 outcomes = st.lists(
     st.builds(
         Outcome,
-        kind=st.sampled_from(["ok", "cut", "late", "noscript", "refused", "unavailable", "forget", "defect"]),
+        kind=st.sampled_from(
+            ["ok", "cut", "late", "noscript", "refused", "unavailable", "forget", "defect", "absent", "slow"]
+        ),
         at=places,
         upto=st.integers(0, 7),
         wait=st.sampled_from([0.0, 0.001, 0.5, 4.9, 5.1]),
