@@ -1,0 +1,202 @@
+"""Redis Cluster: three real nodes, sharded pub/sub, slots that move and nodes that restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis.asyncio as redis
+from redis.crc import key_slot
+
+from agent_sse import SimpleNotifier
+from harness import Follower, Stream, Valkey, bearer, make_settings, make_token, serve, services_of, until
+
+SLOTS = 16384
+NODES = 3
+
+
+def free_ports() -> list[int]:
+    """Ports whose cluster bus ports (10,000 above) are free too."""
+    found: list[int] = []
+    while len(found) < NODES:
+        port = random.randint(11_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as client, socket.socket() as bus:
+            client.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
+            found.append(port)
+    return found
+
+
+class Cluster:
+    """Three primaries, each with a third of the slots."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes = [
+            Valkey(
+                folder / f"n{i}", "--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
+                "--cluster-require-full-coverage", "no", port=port,
+            )
+            for i, port in enumerate(free_ports())
+        ]  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.nodes[0].port}"
+
+    async def start(self) -> None:
+        await asyncio.gather(*(node.start() for node in self.nodes))
+        for i, node in enumerate(self.nodes):
+            async with node.client() as client:
+                await client.execute_command(
+                    "CLUSTER", "ADDSLOTSRANGE", SLOTS * i // NODES, SLOTS * (i + 1) // NODES - 1
+                )
+                await client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
+        await self.whole()
+
+    async def whole(self) -> None:
+        """Wait until every node knows of every other and of all slots."""
+        for node in self.nodes:
+            async with node.client() as client:
+
+                async def ok(client: redis.Redis = client) -> bool:
+                    info = (await client.execute_command("CLUSTER", "INFO")).decode()
+                    fields = dict(line.split(":", 1) for line in info.split())
+                    return (fields["cluster_state"], fields["cluster_slots_ok"], fields["cluster_known_nodes"]) == (
+                        "ok", str(SLOTS), str(NODES),
+                    )  # fmt: skip
+
+                await until(ok, what="the cluster")
+
+    def node_of(self, session: str) -> int:
+        """Which node had the session's slot at the start."""
+        slot = key_slot(session.encode())
+        return next(i for i in range(NODES) if slot < SLOTS * (i + 1) // NODES)
+
+    async def migrate(self, session: str, source: int, target: int) -> None:
+        """Move the session's slot with its keys, one by one, to another node, as `redis-cli --cluster reshard` does."""
+        slot = key_slot(session.encode())
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(node.client()) for node in self.nodes]
+            names = [(await client.execute_command("CLUSTER", "MYID")).decode() for client in clients]
+            await clients[target].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[source])
+            await clients[source].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[target])
+            while keys := await clients[source].execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1):
+                await clients[source].execute_command(
+                    "MIGRATE", "127.0.0.1", self.nodes[target].port, "", 0, 5000, "KEYS", *keys
+                )
+            for i in (target, source, *(n for n in range(NODES) if n not in (target, source))):
+                await clients[i].execute_command("CLUSTER", "SETSLOT", slot, "NODE", names[target])
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(node.stop() for node in self.nodes))
+
+
+@pytest.fixture
+async def cluster(folder: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(folder)
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.stop()
+
+
+def session_on(cluster: Cluster, node: int) -> str:
+    return next(name for name in (f"s{n}" for n in range(1000)) if cluster.node_of(name) == node)
+
+
+async def test_cluster_carries_events_and_answers_of_20_sessions(cluster: Cluster) -> None:
+    """Publishing, streams, permissions and health work over sessions on all nodes, with sharded pub/sub."""
+    sessions = [f"s{n}" for n in range(20)]
+    assert {0, 1, 2} == {cluster.node_of(session) for session in sessions}
+    token = make_token(*sessions)
+    async with (
+        SimpleNotifier.from_url(cluster.url) as notifier,
+        serve(make_settings(cluster.url)) as served,
+        httpx.AsyncClient(headers=bearer(token)) as client,
+    ):
+        (service,) = services_of(served.app)
+        streams = [Stream(served.events(session, token)) for session in sessions]
+        try:
+            for stream in streams:
+                await stream.open()
+            await asyncio.gather(*(stream.primed() for stream in streams))
+            assert "SPUBLISH" == service.store.backend.publish_command
+            assert service.store.backend.clustered
+            await asyncio.gather(*(notifier.open_session(session, "alice") for session in sessions))
+            ids = await asyncio.gather(
+                *(notifier.error(session, f"{session} {n}") for n in range(10) for session in sessions)
+            )
+            for i, (session, stream) in enumerate(zip(sessions, streams, strict=True)):
+                got = [await stream.next() for _ in range(10)]
+                assert [f"{session} {n}" for n in range(10)] == [event.json["message"] for event in got]
+                assert ids[i::20] == [event.id for event in got]
+            asking = [
+                asyncio.create_task(notifier.request_permission(session, "edit", {"of": session}))
+                for session in sessions
+            ]
+            for i, (session, stream) in enumerate(zip(sessions, streams, strict=True)):
+                request = await stream.next("permission_request")
+                assert {"of": session} == request.json["data"]["parameters"]
+                response = await client.post(
+                    f"{served.api}/permission-response/{session}", json={"approved": i % 2 == 0}
+                )
+                assert 200 == response.status_code, response.text
+            assert [i % 2 == 0 for i in range(20)] == [bool(decision) for decision in await asyncio.gather(*asking)]
+            health = (await client.get(f"{served.api}/health/s3")).json()["data"]
+            assert ("ok", 1) == (health["status"], health["connections"])
+            listed = (await client.get(f"{served.api}/sessions")).json()["data"]["sessions"]
+            assert set(sessions) == {row["session_id"] for row in listed if row["owned"]}
+            assert 200 == (await client.get(f"{served.url}/readyz")).status_code
+        finally:
+            await asyncio.gather(*(stream.close() for stream in streams))
+
+
+async def test_cluster_loses_nothing_while_a_slot_moves(cluster: Cluster) -> None:
+    """A session's slot moves from node to node in the middle of publishing: all ids once, in order, on one stream."""
+    session = session_on(cluster, 0)
+    async with (
+        SimpleNotifier.from_url(cluster.url, publish_timeout=20) as notifier,
+        serve(make_settings(cluster.url)) as served,
+        Follower(lambda: served.events(session, make_token(session))) as follower,
+    ):
+        published = [await notifier.error(session, "before") for _ in range(20)]
+        for source, target in ((0, 1), (1, 2), (2, 0), (0, 2)):
+            moving = asyncio.create_task(cluster.migrate(session, source, target))
+            while not moving.done():
+                published.append(await notifier.error(session, "meanwhile"))
+            await moving
+            published += await asyncio.gather(*(notifier.error(session, "after") for _ in range(100)))
+            await follower.until_id(published[-1])
+        assert (published, 1) == (follower.ids, follower.connects)
+        assert [] == follower.types("stream_reset")
+
+
+async def test_cluster_loses_nothing_while_a_node_restarts(cluster: Cluster) -> None:
+    """A node restarts: its sessions wait and lose nothing, those of the others go on."""
+    first, second = session_on(cluster, 1), session_on(cluster, 2)
+    async with (
+        SimpleNotifier.from_url(cluster.url, publish_timeout=25) as notifier,
+        SimpleNotifier.from_url(cluster.url, publish_timeout=25) as another,
+        serve(make_settings(cluster.url)) as served,
+        Follower(lambda: served.events(first, make_token(first))) as hit,
+        Follower(lambda: served.events(second, make_token(second))) as spared,
+    ):
+        published = [await notifier.error(first, "before") for _ in range(20)]
+        await cluster.nodes[1].stop()
+        waiting = asyncio.gather(*(notifier.error(first, "meanwhile") for _ in range(50)))
+        others = [await another.error(second, "meanwhile") for _ in range(20)]
+        await spared.until_id(others[-1])
+        await cluster.nodes[1].start()
+        published += await waiting
+        published += [await notifier.error(first, "after") for _ in range(20)]
+        await hit.until_id(published[-1])
+        assert (published, 1) == (hit.ids, hit.connects)
+        assert (others, 1) == (spared.ids, spared.connects)
+        assert [] == hit.types("stream_reset") + spared.types("stream_reset")
