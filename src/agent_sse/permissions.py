@@ -264,11 +264,14 @@ class _Waiter:
 
 
 def _answer(reply: Sequence[bytes]) -> Answer:
-    code, *rest = (part.decode() for part in reply)
-    if not rest:
-        return Answer(code)
-    request_id, tool, call, status, reason, by = rest
-    return Answer(code, request_id, json.loads(tool), json.loads(call), status, json.loads(reason), json.loads(by))
+    try:
+        code, *rest = (part.decode() for part in reply)
+        if not rest:
+            return Answer(code)
+        request_id, tool, call, status, reason, by = rest
+        return Answer(code, request_id, json.loads(tool), json.loads(call), status, json.loads(reason), json.loads(by))
+    except ValueError as error:
+        raise RedisRefused(f"Redis holds a permission request that this package did not write: {error}") from None
 
 
 def _decision(reply: Sequence[Any], request_id: str) -> PermissionDecision | None:

@@ -12,17 +12,51 @@
 local GAP = 1000 -- ms between a clear and the next presentation; the guide's component needs it
 local requests, queue, due, wake = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 
+local STRINGS = { 'st', 'tool', 'call', 'cid', 'reason', 'by', 'key', 'digest', 'to' }
+local NUMBERS = { 'n', 'deadline', 'lease', 'shown' }
+
+local function is_record(r)
+  if type(r) ~= 'table' then return false end
+  for _, name in ipairs(STRINGS) do if type(r[name]) ~= 'string' then return false end end
+  for _, name in ipairs(NUMBERS) do if type(r[name]) ~= 'number' then return false end end
+  return r.st == 'pending' or type(r.at) == 'number'
+end
+
+local function shown_list()
+  local ids = {}
+  for id in string.gmatch(redis.call('HGET', state, 'shown') or '', '%S+') do ids[#ids + 1] = id end
+  return ids
+end
+
+local function unlist(id)
+  local before, left = shown_list(), {}
+  for _, other in ipairs(before) do if other ~= id then left[#left + 1] = other end end
+  if #left < #before then redis.call('HSET', state, 'shown', table.concat(left, ' ')) end
+end
+
+-- Erases a request.
+local function forget(id)
+  redis.call('HDEL', requests, id, 'e:' .. id, 'o:' .. id)
+  redis.call('ZREM', queue, id)
+  redis.call('ZREM', due, id)
+  unlist(id)
+end
+
+-- Returns a request's record. One that was lost (an eviction takes whole keys) or that is none of ours is forgotten:
+-- it is no approval, and no other request may wait behind it.
 local function load_request(id)
   if string.find(id, ':', 1, true) then return nil end -- a field of another kind; clients may send any id
-  local json = redis.call('HGET', requests, id)
-  return json and cjson.decode(json) or nil
+  local is_json, r = pcall(cjson.decode, redis.call('HGET', requests, id) or '')
+  if is_json and is_record(r) then return r end
+  forget(id)
+  return nil
 end
 
 local function save_request(id, r) redis.call('HSET', requests, id, cjson.encode(r)) end
 
 local function shown_ids()
   local ids = {}
-  for id in string.gmatch(redis.call('HGET', state, 'shown') or '', '%S+') do ids[#ids + 1] = id end
+  for _, id in ipairs(shown_list()) do if load_request(id) then ids[#ids + 1] = id end end
   return ids
 end
 
@@ -60,9 +94,8 @@ local function settle(id, r, outcome, reason, by, answered)
     append('{"type":"permission_cleared","data":{"request_id":"' .. id .. '","tool_call_id":' .. r.call .. ',"tool_name":'
       .. r.tool .. ',"outcome":"' .. outcome .. '","reason":' .. reason .. ',"resolved_by":' .. by .. ',"timestamp":"'
       .. iso(now) .. '"}}', '')
-    local left = {}
-    for _, other in ipairs(shown_ids()) do if other ~= id then left[#left + 1] = other end end
-    redis.call('HSET', state, 'shown', table.concat(left, ' '), 'cleared', integer(now), 'prior', id)
+    unlist(id)
+    redis.call('HSET', state, 'cleared', integer(now), 'prior', id)
   end
   if not answered and lost then append_orphan(id, r) end
   redis.call(publish_command, wake, id)
@@ -90,15 +123,12 @@ end
 local function sweep()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', integer(now), 'LIMIT', 0, 100)) do
     local r = load_request(id)
-    if not r or r.st ~= 'pending' then
-      redis.call('ZREM', due, id)
-      if r then
-        redis.call('HDEL', requests, id, 'e:' .. id, 'o:' .. id)
-        if r.key ~= '' and redis.call('HGET', requests, 'k:' .. r.key) == id then
-          redis.call('HDEL', requests, 'k:' .. r.key)
-        end
+    if r and r.st ~= 'pending' then
+      forget(id)
+      if r.key ~= '' and redis.call('HGET', requests, 'k:' .. r.key) == id then
+        redis.call('HDEL', requests, 'k:' .. r.key)
       end
-    else
+    elseif r then
       settle_overdue(id, r)
     end
   end
@@ -121,7 +151,7 @@ local function present_in_turn(id, r, concurrency)
   for _, other in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
     if other == id then break end
     local before = load_request(other)
-    if before.shown == 0 and before.lease > now then return -1 end -- alive and first; a dead one is passed over
+    if before and before.shown == 0 and before.lease > now then return -1 end -- alive and first; a dead one is passed over
   end
   local rest = GAP - since_cleared()
   if rest > 0 then return rest end

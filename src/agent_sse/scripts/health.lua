@@ -8,7 +8,10 @@ save_state()
 local pending = {}
 for _, id in ipairs(redis.call('ZRANGE', queue, 0, 99)) do
   local r = load_request(id)
-  pending[#pending + 1] = r.shown > 0 and '1' or '0'
-  pending[#pending + 1] = redis.call('HGET', requests, 'e:' .. id)
+  local payload = redis.call('HGET', requests, 'e:' .. id)
+  if r and payload then
+    pending[#pending + 1] = r.shown > 0 and '1' or '0'
+    pending[#pending + 1] = payload
+  end
 end
 return { tip, redis.call('XLEN', events), redis.call('HGETALL', KEYS[11]), pending, integer(now) }
