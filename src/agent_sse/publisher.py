@@ -135,17 +135,19 @@ class Publisher:
         failures = 0
         while batch:
             try:
-                batch = await self._attempt(batch)
+                left = await self._attempt(batch)
+                # What was settled or refused let the rest move up: no reason to wait.
+                failures = 0 if len(left) < len(batch) else failures + 1
+                batch = left
             except RedisUnavailable:
-                pass
+                failures += 1
             except RedisRefused as error:
                 for item in batch:
                     item.fail(error)
                 return
             # What timed out or was cancelled meanwhile is not sent again; the floor lets its number be missing.
             batch = [item for item in batch if not item.future.done()]
-            if batch:
-                failures += 1
+            if batch and failures:
                 # Well below the time-out: the next events wait for this pause too.
                 await asyncio.sleep(random.uniform(0, min(BACKOFF_CAP, self._timeout / 8, 0.02 * 2**failures)))
 
