@@ -136,5 +136,5 @@ def check_answer(value: object) -> PermissionAnswer:
         return PermissionAnswer.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])[:100]
+        field = ".".join(str(part) for part in first["loc"])[:100] or "a field's name"
         raise ApiError(422, "invalid_field", f"{field}: {first['msg']}") from None
