@@ -195,7 +195,8 @@ class Permissions:
         lease = self._settings.permission_lease
         interval = min(REREAD_INTERVAL, lease / 3)
         # Redis' clock decides; this one only bounds how long a silent Redis is waited for.
-        until, failures = loop.time() + request.timeout + self._settings.publish_timeout, 0
+        deadline = loop.time() + request.timeout
+        until, failures = deadline + self._settings.publish_timeout, 0
         while True:
             waiter.woken.clear()
             try:
@@ -215,6 +216,9 @@ class Permissions:
                 return decision
             waiter.shown = reply[2] == b"1"
             pause = interval if reply[1] < 0 else min(interval, reply[1] / 1000)
+            left = deadline - loop.time()
+            if left > 0:  # nobody announces the deadline when no server has this session's stream
+                pause = min(pause, left + 0.01)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await waiter.woken.wait()

@@ -56,11 +56,12 @@ class ToolCall:
         self._timeout = timeout
         self._message = message
         self._key = idempotency_key
-        self._details: dict[str, Any] = (
-            {} if parent_tool_call_id is None else {"parent_tool_call_id": parent_tool_call_id}
-        )
+        self._details: dict[str, Any] = {}
+        if parent_tool_call_id is not None:
+            self._details["parent_tool_call_id"] = events.check_name(parent_tool_call_id, "parent_tool_call_id")
         self._start_time = events.timestamp()
         self._started = time.monotonic()
+        self._begun = False
         self._entered = False
 
     async def progress(self, progress: float, *, total: float | None = None, message: str | None = None) -> str:
@@ -75,6 +76,9 @@ class ToolCall:
         return await self._status("executing", progress=step)
 
     async def __aenter__(self) -> Self:
+        if self._begun:
+            raise InvalidEvent("a call's block can be entered once: make another call, which gets an id of its own")
+        self._begun = True
         self._start_time, self._started = events.timestamp(), time.monotonic()
         await self._status("pending")
         try:
@@ -121,6 +125,7 @@ class ToolCall:
 
     async def _say_last(self, status: str, error: str) -> None:
         """Publish an end beside an exception that is on its way; failing to must not hide that one."""
+        error = error.encode("utf-8", "replace").decode()  # a file name's lone surrogates, which JSON cannot carry
         try:
             async with asyncio.timeout(LAST_WORDS):
                 await self._status(status)

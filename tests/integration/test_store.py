@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis.asyncio as redis
 
-from agent_sse import SimpleNotifier
+from agent_sse import RedisRefused, SimpleNotifier
 from agent_sse.backend import Backend
 from agent_sse.frames import format_id, parse_id
 from agent_sse.settings import Settings
@@ -327,6 +327,6 @@ async def test_session_of_a_newer_release_is_refused_not_damaged(valkey: Valkey,
         await session.publish(other(b'"1"'))
         await client.hset(key("state"), "layout", 2)
         before = await client.dump(key("state")), await client.dump(key("events"))
-        with pytest.raises(Exception, match="newer agent-sse"):
+        with pytest.raises(RedisRefused, match="newer agent-sse"):
             await session.publish(other(b'"2"'))
         assert before == (await client.dump(key("state")), await client.dump(key("events")))
