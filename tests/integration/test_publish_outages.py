@@ -133,13 +133,13 @@ async def test_publishing_when_replies_are_lost(valkey: Valkey, folder: Path) ->
     server = await asyncio.start_unix_server(relay, path)
     async with publishing(valkey, f"unix://{path}") as notifier:
         load = Load(notifier, sessions=("s", "t"))
-        await load.run(500)
+        await load.run(300)
     server.close()
     await server.wait_closed()
     assert cuts > 10
-    assert (500, []) == (load.count, load.errors)
+    assert (300, []) == (load.count, load.errors)
     await load.check(valkey)
-    assert 500 == len(await valkey.entries("s")) + len(await valkey.entries("t"))
+    assert 300 == len(await valkey.entries("s")) + len(await valkey.entries("t"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -217,9 +217,9 @@ async def test_silent_redis_is_a_time_out_with_an_unknown_outcome(valkey: Valkey
     The frozen server executes the old pipeline when it thaws, before or after the events that were published later.
     """
     assert valkey.process is not None
-    async with publishing(valkey, publish_timeout=0.5) as notifier:
+    async with publishing(valkey, publish_timeout=2) as notifier:
         load = Load(notifier, tasks=150)  # more than one pipeline holds, so that some wait
-        for _ in range(4):
+        for _ in range(2):
             await load.run(150)
             before = load.count
             valkey.process.send_signal(signal.SIGSTOP)
@@ -231,15 +231,15 @@ async def test_silent_redis_is_a_time_out_with_an_unknown_outcome(valkey: Valkey
         assert all(isinstance(error, PublishTimeout) for error in load.errors)
         assert {True, False} == {error.sent for error in load.errors if isinstance(error, PublishTimeout)}
         await load.check(valkey)
-        assert 600 == len(load.errors)
+        assert 300 == len(load.errors)
 
 
 async def test_absent_redis_is_a_time_out(valkey: Valkey) -> None:
     """Without Redis the error comes after publish_timeout and says so; afterwards publishing goes on."""
-    async with publishing(valkey, publish_timeout=0.3) as notifier:
+    async with publishing(valkey, publish_timeout=1) as notifier:
         first = await notifier.error("s", "000000")
         await valkey.stop()
-        with pytest.raises(PublishTimeout, match=r"within 0\.3 s"):
+        with pytest.raises(PublishTimeout, match=r"within 1 s"):
             await notifier.error("s", "000001")
         await valkey.start()
         last = await notifier.error("s", "000002")

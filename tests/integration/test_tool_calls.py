@@ -18,8 +18,8 @@ from agent_sse import (
     RedisUnavailable,
     SessionOwned,
     SimpleNotifier,
-    TooManyRequestsPending,
     ToolCall,
+    TooManyRequestsPending,
 )
 from agent_sse.backend import Backend
 from agent_sse.permissions import Permissions
@@ -166,9 +166,14 @@ async def test_call_is_cancelled(valkey: Valkey, notifier: SimpleNotifier) -> No
 
 async def test_call_with_a_timeout_around_it(valkey: Valkey, notifier: SimpleNotifier) -> None:
     """`asyncio.timeout` around a call works as ever: the call is cancelled, the caller gets TimeoutError."""
+
+    async def body(limit: asyncio.Timeout) -> None:
+        limit.reschedule(0)
+        await asyncio.Event().wait()
+
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1), notifier.tool_call(S, "grep") as call:
-            await asyncio.Event().wait()
+        async with asyncio.timeout(None) as limit, notifier.tool_call(S, "grep") as call:
+            await body(limit)
     (await record(valkey)).check(call, "pending", "executing", "cancelled", "result failed")
 
 
@@ -322,7 +327,7 @@ async def test_call_is_denied(valkey: Valkey, notifier: SimpleNotifier, user: Us
 
 async def test_call_expires(valkey: Valkey, notifier: SimpleNotifier) -> None:
     """Nobody answers: the request expires, the call is cancelled, the body does not run."""
-    call = notifier.tool_call(S, "rm", require_permission=True, timeout=0.2)
+    call = notifier.tool_call(S, "rm", require_permission=True, timeout=1)
     with pytest.raises(PermissionDenied) as caught:
         async with call:
             pytest.fail("the body must not run")
@@ -409,7 +414,7 @@ async def test_calls_of_one_session_are_asked_for_one_at_a_time(
 
 async def test_redis_lost_in_the_body(valkey: Valkey) -> None:
     """The body runs to its end; leaving the block says that the end could not be published."""
-    async with SimpleNotifier.from_url(valkey.url, publish_timeout=0.3) as notifier:
+    async with SimpleNotifier.from_url(valkey.url, publish_timeout=1) as notifier:
         call = notifier.tool_call(S, "grep")
         with pytest.raises(PublishTimeout):
             async with call:
@@ -420,7 +425,7 @@ async def test_redis_lost_in_the_body(valkey: Valkey) -> None:
 
 async def test_redis_lost_in_a_body_that_fails(valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
     """The tool's own error is what the agent gets; that its end is not published is logged, with ids only."""
-    async with SimpleNotifier.from_url(valkey.url, publish_timeout=0.3) as notifier:
+    async with SimpleNotifier.from_url(valkey.url, publish_timeout=1) as notifier:
 
         async def body() -> None:
             await valkey.stop()
@@ -456,7 +461,7 @@ async def test_redis_lost_before_a_call_never_runs_it(folder: Any) -> None:
 
 async def test_redis_lost_while_waiting_never_runs_the_call(valkey: Valkey, user: User) -> None:
     """A Redis that goes for good while a permission is waited for: no approval, the body does not run."""
-    async with SimpleNotifier.from_url(valkey.url, publish_timeout=0.3) as notifier:
+    async with SimpleNotifier.from_url(valkey.url, publish_timeout=1) as notifier:
 
         async def agent() -> None:
             async with notifier.tool_call(S, "rm", require_permission=True, timeout=0.7):
