@@ -11,14 +11,15 @@ import json
 import logging
 import random
 import secrets
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from agent_sse import frames
+from agent_sse.channel import Channel, Counters
 from agent_sse.errors import ApiError, RedisRefused, RedisUnavailable
 from agent_sse.frames import ZERO, EventId, parse_id
+from agent_sse.heartbeats import Heartbeats
 from agent_sse.pubsub import Subscriber
+from agent_sse.readiness import Probe
 from agent_sse.settings import Settings
 from agent_sse.store import Store, Tick
 from agent_sse.stream import PAGE_EVENTS, RESET_REASONS, Connection
@@ -27,70 +28,7 @@ log = logging.getLogger("agent_sse")
 
 TICK_BATCH = 200  # sessions in one pipeline
 PRESENCE_INTERVAL = 1.0  # s; a session's count of streams is written at most this often
-PROBE_TIMEOUT = 2.0  # s
-PROBE_CACHE = 1.0  # s
 PERMISSION_EVENT = b'{"type":"permission_'
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened since the start; every reset, lag and loss is counted."""
-
-    events: int = 0
-    gaps: int = 0
-    resets: int = 0
-    lags: int = 0
-    stalls: int = 0
-
-
-class Channel:
-    """The streams of one session in this process, and the last event id that was passed on to them."""
-
-    __slots__ = (
-        "compared", "connections", "era", "hub", "last_tick", "name", "next_tick", "ready", "seen", "session_id",
-        "shown", "subscribed", "sync", "ticked_tip", "tip", "tombstone",
-    )  # fmt: skip
-
-    def __init__(self, hub: Hub, session_id: str, name: bytes) -> None:
-        self.hub = hub
-        self.session_id = session_id
-        self.name = name
-        self.connections: dict[Connection, None] = {}
-        self.tip: EventId | None = None
-        self.era = 0  # counts the times that the history was replaced
-        self.seen: EventId = ZERO  # highest id that was announced while a sync was running
-        self.sync: asyncio.Task[None] | None = None
-        self.subscribed = False
-        self.ready = asyncio.Event()  # subscribed, and the tip is known
-        self.shown: dict[str, bytes] = {}  # open presented permission requests at `tip`
-        self.last_tick = 0.0
-        self.next_tick = 0.0
-        self.ticked_tip: EventId | None = None
-        self.tombstone: EventId | None = None  # of a session closed before, as of the last tick
-        self.compared = False  # whether that is known
-
-    @property
-    def now(self) -> float:
-        """The loop's time, as of this step of the hub."""
-        return self.hub.now
-
-    def heartbeat(self) -> bytes:
-        """Return a heartbeat frame."""
-        return frames.heartbeat_frame(time.time())
-
-    async def settled(self) -> None:
-        """Wait until the Stream has said what is after the tip, or that the tip is gone."""
-        self.hub.doubt(self)
-        if self.sync is not None:
-            await asyncio.wait({self.sync})
-
-    def lagged(self) -> None:
-        """Count a connection that went back to catching up."""
-        self.hub.counters.lags += 1
-
-    def counted_reset(self) -> None:
-        """Count a stream reset."""
-        self.hub.counters.resets += 1
 
 
 class Hub:
@@ -110,24 +48,20 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._kick = asyncio.Event()
         self._step = min(1.0, settings.heartbeat_interval / 4)
-        self._beats: dict[int, list[Connection]] = {}
-        self._beat_slot = 0
+        self._heartbeats = Heartbeats(settings.heartbeat_interval, self._step, 0.0)
         self._subscriber = Subscriber(
             store.backend, on_message=self._on_message, on_subscribed=self._on_subscribed, on_lost=self._on_lost
         )
-        self._probe_channel = store.keyspace.probe(self.process_id)
-        self._probes: dict[bytes, asyncio.Event] = {}
-        self._probe_lock = asyncio.Lock()
-        self._probed: tuple[float, bool] = (-PROBE_CACHE, False)
+        self._probe = Probe(store, self.process_id)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the reader and the clock."""
         self.now = asyncio.get_running_loop().time()
-        self._beat_slot = int(self.now / self._step)
+        self._heartbeats = Heartbeats(self.settings.heartbeat_interval, self._step, self.now)
         self._subscriber.start()
-        self._subscriber.add(self._probe_channel.encode())
+        self._subscriber.add(self._probe.channel.encode())
         for work, name in ((self._run_clock, "clock"), (self._run_ticks, "ticks")):
             task = asyncio.create_task(work(), name=f"agent-sse {name}")
             task.add_done_callback(_report_death)
@@ -175,6 +109,10 @@ class Hub:
         channel = self._channels.get(self._name(session_id))
         return len(channel.connections) if channel is not None else 0
 
+    async def probe(self) -> bool:
+        """Whether this process is ready: its tasks run, and a message that it publishes comes back to it."""
+        return self.alive and await self._probe.ask()
+
     # -- streams ------------------------------------------------------------------------------------------------
 
     def join(self, connection: Connection) -> None:
@@ -194,7 +132,7 @@ class Hub:
         self._count += 1
         channel.connections[connection] = None
         self._tick_soon(channel)
-        self._schedule_beat(connection, self.now + self.settings.heartbeat_interval)
+        self._heartbeats.add(connection, self.now)
         connection.start(channel)
 
     def leave(self, connection: Connection) -> None:
@@ -235,9 +173,7 @@ class Hub:
     def _on_message(self, name: bytes, data: bytes) -> None:
         channel = self._channels.get(name)
         if channel is None:
-            probe = self._probes.get(data)
-            if probe is not None:
-                probe.set()
+            self._probe.heard(data)
             return
         self.now = asyncio.get_running_loop().time()
         if data == b"closed":
@@ -358,7 +294,7 @@ class Hub:
         while True:
             await asyncio.sleep(self._step)
             self.now = loop.time()
-            self._send_heartbeats()
+            self._heartbeats.send(self.now)
             self._kick.set()
 
     async def _run_ticks(self) -> None:
@@ -377,14 +313,14 @@ class Hub:
 
     async def _tick(self, due: Iterable[Channel]) -> None:
         channels = list(due)
-        farewells = [s for s in self._farewells if self._name(s) not in self._channels]
+        self._farewells = {s for s in self._farewells if self._name(s) not in self._channels}
+        farewells = list(self._farewells)  # the others have streams again, and tick with them
         for start in range(0, len(channels), TICK_BATCH):
             await self._tick_batch(channels[start : start + TICK_BATCH])
         for start in range(0, len(farewells), TICK_BATCH):
             batch = farewells[start : start + TICK_BATCH]
             await self.store.tick_many([(session, self.process_id, 0) for session in batch])
             self._farewells.difference_update(batch)
-        self._farewells.intersection_update(farewells)  # the others have streams again, and tick with them
 
     async def _tick_batch(self, batch: list[Channel]) -> None:
         for channel in batch:
@@ -417,53 +353,6 @@ class Hub:
         if tick.tip == channel.tip:
             channel.shown = {json.loads(payload)["data"]["request_id"]: payload for payload in tick.shown}
         self._became_ready(channel)
-
-    # -- heartbeats ---------------------------------------------------------------------------------------------
-
-    def _schedule_beat(self, connection: Connection, at: float) -> None:
-        slot = max(self._beat_slot + 1, int(at / self._step))
-        self._beats.setdefault(slot, []).append(connection)
-
-    def _send_heartbeats(self) -> None:
-        interval = self.settings.heartbeat_interval
-        last = int(self.now / self._step)
-        beat: bytes | None = None
-        while self._beat_slot < last:
-            self._beat_slot += 1
-            for connection in self._beats.pop(self._beat_slot, ()):
-                channel = connection.channel
-                if channel is None or connection not in channel.connections:
-                    continue
-                rest = connection.last_write + interval - self.now
-                if rest <= self._step / 2:
-                    if connection.sink.idle:
-                        beat = beat or channel.heartbeat()
-                        shown = channel.shown.values() if connection.live else ()
-                        connection.write(b"".join((beat, *map(frames.data_frame, shown))))
-                    rest = interval
-                self._schedule_beat(connection, self.now + rest)
-
-    # -- readiness ----------------------------------------------------------------------------------------------
-
-    async def probe(self) -> bool:
-        """Whether a message that this process publishes comes back to it; the answer is kept for a second."""
-        async with self._probe_lock:
-            loop = asyncio.get_running_loop()
-            if loop.time() - self._probed[0] < PROBE_CACHE:
-                return self._probed[1]
-            token = secrets.token_hex(8)
-            self._probes[token.encode()] = asyncio.Event()
-            try:
-                async with asyncio.timeout(PROBE_TIMEOUT):
-                    await self.store.probe(self._probe_channel, token)
-                    await self._probes[token.encode()].wait()
-                came_back = self.alive
-            except (TimeoutError, RedisUnavailable, RedisRefused):
-                came_back = False
-            finally:
-                del self._probes[token.encode()]
-            self._probed = (loop.time(), came_back)
-            return came_back
 
 
 def _report_death(task: asyncio.Task[None]) -> None:

@@ -18,7 +18,7 @@ from agent_sse.frames import EventId
 from agent_sse.sinks import Sink
 
 if TYPE_CHECKING:
-    from agent_sse.hub import Channel
+    from agent_sse.channel import Channel
     from agent_sse.store import Snapshot, Store
 
 log = logging.getLogger("agent_sse")

@@ -22,14 +22,17 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
     frozenset(room.split())
     for room in (
         "errors frames settings terminal access_log scripts sinks protocol shutdown",
-        "keys events embedded",
+        "keys events embedded watch_view",
         "backend jwt_keys requests",
         "auth pubsub store",
-        "stream permissions publisher",
+        "channel stream permissions publisher readiness incoming",
+        "heartbeats",
         "hub tool_calls",
-        "notifier service responses",
+        "notifier service responses watch",
         f"{ROOT} routes demo",
         "app",
+        "serve",
+        "demo_run",
         "cli",
         "__main__",
     )
@@ -51,15 +54,15 @@ PURE = {
 THIRD_PARTY = {
     "fastapi": {"app", "routes"},
     "starlette": {"app", "requests", "responses", "routes"},
-    "uvicorn": {"protocol", "cli"},
+    "uvicorn": {"protocol", "serve"},
     "redis": {"backend", "pubsub"},
     "jose": {"auth", "jwt_keys"},
-    "pydantic": {"settings", "notifier", "requests", "routes", "cli"},
+    "pydantic": {"settings", "notifier", "requests", "routes", "incoming"},
     "pydantic_settings": {"settings", "notifier"},
     "opentelemetry": {"requests"},
     "mcp": {"demo"},
     "typer": {"cli"},
-    "rich": {"cli"},
+    "rich": {"watch", "watch_view"},
 }
 
 WEB = ("fastapi", "starlette", "uvicorn", "jose")
