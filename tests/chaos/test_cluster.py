@@ -163,7 +163,7 @@ async def test_cluster_loses_nothing_while_a_slot_moves(cluster: Cluster) -> Non
     session = session_on(cluster, 0)
     async with (
         SimpleNotifier.from_url(cluster.url, publish_timeout=20) as notifier,
-        serve(make_settings(cluster.url)) as served,
+        serve(make_settings(cluster.url, heartbeat_interval=60)) as served,  # no tick helps
         Follower(lambda: served.events(session, make_token(session))) as follower,
     ):
         published = [await notifier.error(session, "before") for _ in range(20)]

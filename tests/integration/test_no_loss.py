@@ -67,7 +67,7 @@ async def test_no_loss_while_the_client_disconnects(valkey: Valkey, notifier: Si
 async def test_no_loss_while_pubsub_connections_are_killed(valkey: Valkey, notifier: SimpleNotifier) -> None:
     """1,000 events while `CLIENT KILL TYPE pubsub` strikes 20 times: all ids once, in order, on the one stream."""
     async with (
-        serve(make_settings(valkey.url)) as served,
+        serve(make_settings(valkey.url, heartbeat_interval=60)) as served,  # no tick helps
         valkey.client() as client,
         Follower(lambda: served.events(SESSION, make_token(SESSION))) as follower,
     ):

@@ -8,10 +8,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from agent_sse import SimpleNotifier
-from harness import Follower, ServiceProcess, Stream, Valkey, make_settings, make_token, serve, services_of, until
+from harness import (
+    Follower,
+    ServiceProcess,
+    Stream,
+    Valkey,
+    bearer,
+    make_settings,
+    make_token,
+    serve,
+    services_of,
+    until,
+)
 
 SESSION = "s1"
 EVENT_BYTES = 100 * 1024
@@ -121,6 +133,13 @@ async def test_stuck_client_is_disconnected_and_its_place_given_back(
                 assert len(ids) < 1000, "the client is still there after 100 MB"
             assert (1, 1) == (service.hub.counters.stalls, service.hub.open_streams)
             assert ids == other.ids
+            if direct:  # else the server keeps the socket until the client reads or leaves: it cannot be reached
+                assert served.server is not None
+                connections = served.server.server_state.connections
+                await until(lambda: len(connections) == 1, what="the end of the connection")
+            async with httpx.AsyncClient(headers=bearer(make_token(SESSION))) as client:
+                health = (await client.get(f"{served.api}/health/{SESSION}")).json()["data"]
+            assert 1 == health["connections"]
             async with Stream(url) as third:
                 assert 200 == third.status
             stuck.read()
