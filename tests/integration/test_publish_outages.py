@@ -133,13 +133,13 @@ async def test_publishing_when_replies_are_lost(valkey: Valkey, folder: Path) ->
     server = await asyncio.start_unix_server(relay, path)
     async with publishing(valkey, f"unix://{path}") as notifier:
         load = Load(notifier, sessions=("s", "t"), tasks=8)
-        await load.run(300)
+        await load.run(150)
     server.close()
     await server.wait_closed()
     assert cuts >= 5
-    assert (300, []) == (load.count, load.errors)
+    assert (150, []) == (load.count, load.errors)
     await load.check(valkey)
-    assert 300 == len(await valkey.entries("s")) + len(await valkey.entries("t"))
+    assert 150 == len(await valkey.entries("s")) + len(await valkey.entries("t"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
