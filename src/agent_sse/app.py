@@ -15,7 +15,7 @@ import agent_sse
 from agent_sse import requests
 from agent_sse.errors import ApiError
 from agent_sse.responses import failure, success
-from agent_sse.routes import load_settings, router_of, to_api_error
+from agent_sse.routes import error_docs, load_settings, router_of, to_api_error
 from agent_sse.service import Authorize, Service
 from agent_sse.settings import Settings
 
@@ -91,7 +91,7 @@ def _add_process_routes(app: FastAPI, service: Service) -> None:
     async def healthz() -> Response:
         return success({"status": "ok", "version": agent_sse.__version__})
 
-    @app.get("/readyz", tags=["process"], summary="Does a message through Redis come back?")
+    @app.get("/readyz", tags=["process"], summary="Does a message through Redis come back?", responses=error_docs(503))
     async def readyz() -> Response:
         if await service.hub.probe():
             return success({"status": "ready", "streams": service.hub.open_streams})

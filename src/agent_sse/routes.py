@@ -29,6 +29,11 @@ from agent_sse.store import TICKET_SECONDS
 
 TICKET = re.compile(r"[A-Za-z0-9_-]{43}")
 CODES = {400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
+# In place of Starlette's bare phrases.
+MESSAGES = {
+    "Not Found": "nothing is served at this path; check it and its prefix",
+    "Method Not Allowed": "this path does not take this method; the Allow header names those that it takes",
+}
 
 SessionId = Annotated[str, Path(description=SESSION_ID_RULE, pattern=f"^{SESSION_ID.pattern}$")]
 ANSWER_SCHEMA = {
@@ -38,8 +43,21 @@ ANSWER_SCHEMA = {
     }
 }
 
+# Read by hand, because a wrong one is no 422: a token that is not there is 401, a bad cursor a stream_reset.
+STREAM_SCHEMA = {
+    "parameters": [
+        {"name": name, "in": place, "schema": {"type": "string"}, "description": description}
+        for name, place, description in (
+            ("token", "query", "the JWT or a ticket, for browsers' EventSource, which cannot set headers"),
+            ("Last-Event-ID", "header", "resume after this event id; 0-0 asks for everything"),
+            ("last_event_id", "query", "the same as Last-Event-ID, which wins"),
+        )
+    ]
+}
 
-def _error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
+
+def error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the description of error responses for OpenAPI."""
     schema = {
         "type": "object",
         "required": ["success", "message", "error"],
@@ -73,7 +91,8 @@ def to_api_error(error: Exception) -> ApiError | None:
             return ApiError(422, "invalid_field", f"{field}: {first['msg']}")
         case HTTPException():
             code = CODES.get(error.status_code, "http_error")
-            return ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+            detail = str(error.detail)
+            return ApiError(error.status_code, code, MESSAGES.get(detail, detail), headers=error.headers)
     return None
 
 
@@ -135,27 +154,27 @@ def router_of(service: Service, *, prefix: str | None = None) -> APIRouter:
         dependencies=[Security(HTTPBearer(auto_error=False, description="JWT"))],
     )
     endpoints = _Endpoints(service)
-    limits = _error_docs(401, 403, 422, 429, 503)
+    limits = error_docs(401, 403, 422, 429, 503)
     router.add_api_route(
         "/events/{session_id}", endpoints.events, methods=["GET"], summary="Open the event stream",
         responses={200: {"description": "the stream", "content": {"text/event-stream": {}}}, **limits},
-        response_class=Response,
+        response_class=Response, openapi_extra=STREAM_SCHEMA,
     )  # fmt: skip
     router.add_api_route(
         "/permission-response/{session_id}", endpoints.respond, methods=["POST"], openapi_extra=ANSWER_SCHEMA,
-        summary="Answer a permission request", responses=_error_docs(400, 401, 403, 404, 409, 410, 413, 422, 503),
+        summary="Answer a permission request", responses=error_docs(400, 401, 403, 404, 409, 410, 413, 422, 503),
     )  # fmt: skip
     router.add_api_route(
         "/health/{session_id}", endpoints.health, methods=["GET"], summary="Look at a session",
-        responses=_error_docs(401, 403, 422, 503),
+        responses=error_docs(401, 403, 422, 503),
     )  # fmt: skip
     router.add_api_route(
         "/ticket/{session_id}", endpoints.ticket, methods=["POST"],
-        summary="Get a single-use ticket for the stream's URL", responses=_error_docs(401, 403, 422, 503),
+        summary="Get a single-use ticket for the stream's URL", responses=error_docs(401, 403, 422, 503),
     )  # fmt: skip
     router.add_api_route(
         "/sessions", endpoints.sessions, methods=["GET"], summary="List the sessions that the token may use",
-        responses=_error_docs(401, 403, 503),
+        responses=error_docs(401, 403, 503),
     )  # fmt: skip
     return router
 
