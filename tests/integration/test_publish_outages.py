@@ -114,7 +114,7 @@ async def test_publishing_when_replies_are_lost(valkey: Valkey, folder: Path) ->
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cut: bool) -> None:
         nonlocal cuts
         while data := await reader.read(65536):
-            if cut and source.random() < 0.3:
+            if cut and len(data) > 30 and source.random() < 0.3:  # the short ones greet a new connection
                 # Some replies of the pipeline come through, the rest is lost with the connection.
                 writer.write(data[: source.randrange(len(data))])
                 cuts += 1
