@@ -1,0 +1,223 @@
+"""The service as a process: what is checked before it starts, uvicorn's settings, the secret of ``--dev``."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import uvicorn
+from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from agent_sse.auth import TokenVerifier, encode_token, make_secret
+from agent_sse.backend import Backend
+from agent_sse.embedded import find_server, state_dir
+from agent_sse.errors import ConfigurationError
+from agent_sse.routes import load_settings
+from agent_sse.settings import Settings
+from agent_sse.terminal import escape
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+GRACE = 5  # s; the streams end at once on SIGTERM, so this is for answers that are being written
+DEV_SECRET = "dev-secret"  # noqa: S105 - the file's name
+DEV_SESSION = "dev"
+DEV_TOKEN_SECONDS = 24 * 3600.0
+
+
+def run(settings: Settings, *, workers: int = 1) -> None:
+    """Serve until SIGTERM or SIGINT, then return: a service that was told to stop ends with status 0.
+
+    Raises :class:`ConfigurationError` for what can be found out before serving, SystemExit(1) when starting fails.
+    """
+    check(settings)
+    # uvicorn raises the signal again once it has ended; with the default handler that would be a death by signal, which
+    # Docker and systemd report as a failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    config = uvicorn.Config(
+        "agent_sse.serve:create_app", factory=True, host=settings.host, port=settings.port, workers=workers,
+        http="agent_sse.protocol:StreamProtocol", ws="none", lifespan="on", server_header=False,
+        timeout_graceful_shutdown=GRACE, log_config=log_config(),
+    )  # fmt: skip
+    try:
+        if workers > 1:
+            _run_workers(config)
+        else:
+            uvicorn.Server(config).run()
+    except KeyboardInterrupt:
+        pass  # SIGINT, raised again by uvicorn after a clean end
+    except SystemExit as end:
+        raise SystemExit(1 if end.code == STARTUP_FAILURE else end.code) from None
+
+
+def _run_workers(config: uvicorn.Config) -> None:
+    listener = config.bind_socket()
+    listener.listen(config.backlog)  # clients wait for the first worker, instead of being refused
+    supervisor = Multiprocess(config, sockets=[listener])
+    supervisor.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+        raise SystemExit(1)
+
+
+def create_app() -> FastAPI:
+    """Return the application, in whichever process uvicorn runs it. A worker ends when its parent is gone."""
+    from agent_sse import app
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        end_after(parent.join)
+    return app.create_app()
+
+
+def end_after(wait: Callable[[], object]) -> None:
+    """Send this process SIGTERM when ``wait`` returns, which runs in a thread of its own."""
+
+    def follow() -> None:
+        wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, name="agent-sse lifeline", daemon=True).start()
+
+
+def end_of_input() -> None:
+    """Wait until nobody can write to standard input any more."""
+    while os.read(0, 4096):
+        pass
+
+
+# -- before it starts -------------------------------------------------------------------------------------------------
+
+
+def check(settings: Settings) -> None:
+    """Find what would keep the service from starting. Raises :class:`ConfigurationError`, one line for each cause."""
+    logging.disable(logging.WARNING)  # the application says it again, where it belongs
+    try:
+        TokenVerifier(settings)
+    finally:
+        logging.disable(logging.NOTSET)
+    if settings.redis_url:
+        Backend(settings.redis_url)
+    else:
+        find_server()
+        state_dir(settings.state_dir)
+    check_address(settings.host, settings.port)
+
+
+def check_address(host: str, port: int) -> int:
+    """Return a port that can be listened on now: ``port``, or a free one for 0. Raises :class:`ConfigurationError`."""
+    shown = f"{escape(host)}:{port}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"cannot listen on {shown}: {error}; choose another AGENT_SSE_HOST") from None
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                listener.bind(address)
+                listener.listen(1)  # what already listens there may have allowed to bind
+                port = port or int(listener.getsockname()[1])
+            except OSError as error:
+                raise ConfigurationError(
+                    f"cannot listen on {shown}: {error.strerror}; choose another --port, or stop what uses this one"
+                ) from None
+    return port
+
+
+def log_config() -> dict[str, Any]:
+    """Return uvicorn's logging with this package's loggers, and failures to start as one line each."""
+    config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
+    config["loggers"]["agent_sse"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
+    config["filters"] = {"one_line": {"()": "agent_sse.serve.OneLine"}}
+    config["loggers"]["uvicorn.error"]["filters"] = ["one_line"]
+    return config
+
+
+class OneLine(logging.Filter):
+    """Shortens the traceback of an error that explains itself to that explanation; drops no record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change ``record`` in place."""
+        if isinstance(record.msg, str) and record.msg.startswith("Traceback"):
+            name, _, text = record.msg.rstrip().rpartition("\n")[2].partition(": ")
+            if name.startswith("agent_sse.errors."):
+                record.msg = escape(text)
+        return True
+
+
+# -- for development --------------------------------------------------------------------------------------------------
+
+
+def dev_secret(settings: Settings, *, make: bool) -> str | None:
+    """Return the secret that ``serve --dev`` keeps in its state directory; None when there is none and ``make`` is off.
+
+    Raises :class:`ConfigurationError` when others could have read it.
+    """
+    directory = state_dir(settings.state_dir)
+    path = directory / DEV_SECRET
+    try:
+        if make and not path.exists():
+            _keep(path, make_secret())
+        status = path.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise ConfigurationError(
+                f"{path} can be read by others: delete it, and start `agent-sse serve --dev` again"
+            )
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot use {path}: {error}; delete it, or set AGENT_SSE_JWT_SECRET") from None
+
+
+def _keep(path: Path, secret: str) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent)  # mode 0600 from the start
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(secret)
+        os.link(name, path)  # whole or not at all, and the first one stays
+    except FileExistsError:
+        pass
+    finally:
+        Path(name).unlink()
+
+
+def prepare_dev(settings: Settings) -> tuple[Settings, list[str]]:
+    """Return settings with a secret and a fixed port, put into the environment for the workers, and what to tell."""
+    lines = ["DEVELOPMENT MODE: do not let anybody else reach this port, and do not use it in production."]
+    if not settings.jwt_secret and settings.jwt_algorithm.startswith("HS"):
+        secret = dev_secret(settings, make=True)
+        os.environ["AGENT_SSE_JWT_SECRET"] = secret or ""
+        lines.append(f"Tokens are signed with a secret made for you, kept in {state_dir(settings.state_dir)}.")
+    os.environ["AGENT_SSE_PORT"] = str(check_address(settings.host, settings.port))
+    settings = load_settings()
+    token = encode_token(settings, subject="dev", sessions=[DEV_SESSION], ttl_seconds=DEV_TOKEN_SECONDS)
+    lines += [f"Open {page_url(settings, DEV_SESSION, token)}", "Try it: " + EXAMPLE]
+    return settings, lines
+
+
+EXAMPLE = (
+    f"agent-sse publish {DEV_SESSION} "
+    """'{"type": "tool_status", "data": {"tool_name": "search", "status": "executing"}}'"""
+)
+
+
+def page_url(settings: Settings, session_id: str, token: str) -> str:
+    """Return the page's URL; the token is in the fragment, which browsers send to nobody."""
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    host = f"[{host}]" if ":" in host else host
+    return f"http://{host}:{settings.port}/#{urlencode({'session': session_id, 'token': token})}"

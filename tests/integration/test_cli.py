@@ -1,0 +1,611 @@
+"""The `agent-sse` command as its users run it: real processes, a real Valkey, pipes and a pseudo-terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from agent_sse import SimpleNotifier, cli
+from agent_sse.watch import REASON_LIMIT
+from harness import (
+    DEADLINE,
+    PREFIX,
+    SECRET,
+    ServiceProcess,
+    Stream,
+    Valkey,
+    bearer,
+    make_settings,
+    make_token,
+    serve,
+    until,
+)
+
+HOSTILE = "rm\x1b[2J\u202e[bold red]x[/]\u2028\nid"
+LARGE = json.dumps({"type": "tool_result", "data": {"tool_name": "t", "success": True, "result": "x" * 2**18}})
+STATUS = '{"type": "tool_status", "data": {"tool_name": "search", "status": "executing"}}'
+
+
+def environment_of(**settings: str) -> dict[str, str]:
+    """The environment of a command: this process's, without its settings, and with those given."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("AGENT_SSE_")}
+    return {**mine, "COLUMNS": "200", **{f"AGENT_SSE_{name.upper()}": value for name, value in settings.items()}}
+
+
+async def command(*arguments: str, stdin: bytes = b"", **settings: str) -> tuple[int, str, str]:
+    """Run `agent-sse` to its end; return status, output and errors."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "agent_sse", *arguments, env=environment_of(**settings), cwd="/",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(DEADLINE):
+            output, errors = await process.communicate(stdin)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command in this process, for the many that end before they do anything; return the line it ends with."""
+
+    def run(*arguments: str, **settings: str) -> str:
+        monkeypatch.chdir("/")
+        monkeypatch.setattr(sys, "argv", ["agent-sse", *arguments])
+        for name, value in settings.items():
+            monkeypatch.setenv(f"AGENT_SSE_{name.upper()}", value)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        output, errors = capsys.readouterr()
+        assert (2, "") == (end.value.code, output)
+        *before, last = errors.splitlines()
+        assert all(not line.startswith(("agent-sse:", "Traceback")) for line in before)
+        return last
+
+    return run
+
+
+class Watcher:
+    """`agent-sse watch` with pipes, or on a pseudo-terminal."""
+
+    def __init__(self, process: asyncio.subprocess.Process, terminal: int | None) -> None:
+        self.process = process
+        self.output = ""
+        self._terminal = terminal
+        self._changed = asyncio.Event()
+        self._task = asyncio.create_task(self._read()) if terminal is None else None
+        if terminal is not None:
+            asyncio.get_running_loop().add_reader(terminal, self._read_terminal)
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        while data := await self.process.stdout.read(4096):
+            self._take(data)
+
+    def _read_terminal(self) -> None:
+        assert self._terminal is not None
+        try:
+            self._take(os.read(self._terminal, 65536))
+        except OSError:  # the other end was closed
+            asyncio.get_running_loop().remove_reader(self._terminal)
+
+    def _take(self, data: bytes) -> None:
+        self.output += data.decode(errors="replace")
+        self._changed.set()
+
+    async def see(self, *words: str) -> None:
+        """Wait until all words were in the output."""
+        async with asyncio.timeout(DEADLINE):
+            while not all(word in self.output for word in words):
+                self._changed.clear()
+                await self._changed.wait()
+
+    def type(self, text: str) -> None:
+        if self._terminal is not None:
+            os.write(self._terminal, text.encode())
+        else:
+            assert self.process.stdin is not None
+            self.process.stdin.write(text.encode())
+
+    async def stop(self, number: int = signal.SIGINT) -> int:
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        async with asyncio.timeout(DEADLINE):
+            status = await self.process.wait()
+            if self._task is not None:
+                await self._task
+        return status
+
+
+@asynccontextmanager
+async def watching(session: str, *, terminal: bool = False, **settings: str) -> AsyncIterator[Watcher]:
+    """Run `agent-sse watch`."""
+    master, slave = pty.openpty() if terminal else (None, None)
+    pipe = asyncio.subprocess.PIPE if slave is None else slave
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "agent_sse", "watch", session, cwd="/", stdin=pipe, stdout=pipe,
+        env={**environment_of(**settings), "LINES": "40", "TERM": "xterm-256color"},
+        stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    if slave is not None:
+        os.close(slave)
+    watcher = Watcher(process, master)
+    try:
+        yield watcher
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        if master is not None:
+            asyncio.get_running_loop().remove_reader(master)
+            os.close(master)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def processes_with(word: str) -> list[str]:
+    """The command lines of the running processes that mention ``word``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if word in line:
+                found.append(line)
+    return found
+
+
+# -- serve ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_serve_ends_with_status_0_when_told_to(valkey: Valkey, number: int) -> None:
+    """SIGTERM (Docker, systemd) and SIGINT (Ctrl-C) are not failures, also with a stream open."""
+    service = ServiceProcess({"AGENT_SSE_REDIS_URL": valkey.url})
+    async with service:
+        async with Stream(service.served.events("s1", make_token("s1"))) as stream:
+            await stream.primed()
+            assert 0 == await service.stop(number)
+            await stream.end()
+        assert "Traceback" not in service.output
+
+
+async def test_serve_keeps_embedded_data_and_leaves_nothing_running(folder: Path) -> None:
+    """Without a Redis URL the events survive a restart, and the embedded Valkey goes with the service."""
+    settings = {"AGENT_SSE_STATE_DIR": str(folder)}
+    service = ServiceProcess(settings)
+    async with service:
+        status, first, errors = await command("publish", "s1", STATUS, state_dir=str(folder))
+        assert (0, "") == (status, errors)
+        assert 0 == await service.stop()
+    assert [] == processes_with(str(folder))
+    async with ServiceProcess(settings) as service:
+        async with Stream(service.served.events("s1", make_token("s1"), cursor="0-0")) as stream:
+            assert first.strip() == (await stream.next()).id
+        assert 0 == await service.stop()
+    assert [] == processes_with(str(folder))
+
+
+async def test_serve_with_workers_serves_and_ends_whole(folder: Path) -> None:
+    """Two workers share one embedded Valkey; SIGTERM to the parent ends all; tokens are blank in their logs."""
+    service = ServiceProcess({"AGENT_SSE_STATE_DIR": str(folder)}, arguments=("--workers", "2"))
+    token = make_token("s1")
+    async with service:
+        async with httpx.AsyncClient(base_url=service.url, timeout=DEADLINE) as client:
+            response = await client.get(f"{PREFIX}/health/s1?token={token}")
+            assert 401 == response.status_code
+        async with Stream(service.served.events("s1", token)) as stream:
+            await stream.primed()
+            status, event_id, _ = await command("publish", "s1", STATUS, state_dir=str(folder))
+            assert 0 == status
+            assert event_id.strip() == (await stream.next()).id
+            await until(lambda: service.output.count("Application startup complete") == 2, what="two workers")
+            assert 0 == await service.stop()
+            await stream.end()
+    assert [] == processes_with(str(folder))
+    assert "token=***" in service.output
+    assert token not in service.output
+    assert "Traceback" not in service.output
+
+
+async def test_serve_workers_end_with_their_killed_parent(folder: Path) -> None:
+    """A parent that is killed leaves neither workers nor a Valkey behind."""
+    service = ServiceProcess({"AGENT_SSE_STATE_DIR": str(folder)}, arguments=("--workers", "2"))
+    async with service:
+        await until(lambda: service.output.count("Application startup complete") == 2, what="two workers")
+        assert -signal.SIGKILL == await service.stop(signal.SIGKILL)  # returns when nobody holds its output any more
+    await until(lambda: not processes_with(str(folder)), what="end of the Valkey")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "AGENT_SSE_JWT_SECRET is missing"),
+        ({"jwt_secret": "short"}, "AGENT_SSE_JWT_SECRET is too short"),
+        ({"jwt_secret": SECRET, "redis_url": "http://x"}, "AGENT_SSE_REDIS_URL is not usable"),
+        ({"jwt_secret": SECRET, "port": "many"}, "AGENT_SSE_PORT"),
+        ({"jwt_secret": SECRET, "redis_url": "redis://x", "host": "no.such.host.invalid"}, "cannot listen on"),
+        ({"jwt_secret": SECRET, "state_dir": "/dev/null/x"}, "AGENT_SSE_STATE_DIR"),
+    ],
+)
+def test_serve_refuses_wrong_settings_in_one_line(
+    refused: Callable[..., str], settings: dict[str, str], words: str
+) -> None:
+    """What is wrong with the settings is said in one line, with status 2 and no traceback."""
+    line = refused("serve", **settings)
+    assert line.startswith("agent-sse: ")
+    assert words in line
+
+
+async def test_serve_refuses_as_a_process() -> None:
+    """The same as its user sees it: nothing on standard output, one line of errors, status 2."""
+    status, output, errors = await command("serve", jwt_secret="short")
+    assert (2, "") == (status, output)
+    assert re.fullmatch(r"agent-sse: AGENT_SSE_JWT_SECRET is too short: [^\n]+\n", errors), errors
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_serve_says_that_its_port_is_taken(workers: str) -> None:
+    """A port in use is one line and status 2."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = str(sock.getsockname()[1])
+        status, _, errors = await command(
+            "serve", "--port", port, "--workers", workers, redis_url="redis://127.0.0.1:1", jwt_secret=SECRET
+        )
+    assert 2 == status
+    assert re.fullmatch(rf"agent-sse: cannot listen on 127\.0\.0\.1:{port}: [^\n]+\n", errors), errors
+
+
+async def test_serve_explains_a_valkey_that_does_not_start(folder: Path) -> None:
+    """What is found out only while starting is one line in the log too, not a traceback, and a failure."""
+    (folder / "appendonlydir").write_text("not a directory")
+    status, output, errors = await command("serve", "--port", "0", jwt_secret=SECRET, state_dir=str(folder))
+    assert 1 == status
+    assert "the embedded Valkey stopped at once" in errors
+    assert "Traceback" not in output + errors
+
+
+async def test_serve_dev_makes_a_secret_that_the_other_commands_use(folder: Path) -> None:
+    """`--dev` prints a URL with a good token in its fragment; `token` signs with the same secret, also next time."""
+    service = ServiceProcess({"AGENT_SSE_STATE_DIR": str(folder), "AGENT_SSE_JWT_SECRET": ""}, arguments=("--dev",))
+    kept = set()
+    for _ in range(2):
+        service.lines.clear()
+        async with service:
+            assert "DEVELOPMENT MODE" in service.output
+            url = re.search(r"(http://127\.0\.0\.1:\d+)/#session=dev&token=(\S+)", service.output)
+            assert url
+            assert service.url == url[1]
+            status, printed, errors = await command("token", "--sub", "x", "--session", "dev", state_dir=str(folder))
+            assert (0, 1) == (status, len(errors.splitlines()))
+            async with httpx.AsyncClient(base_url=service.url) as client:
+                for token in (url[2], printed.strip()):
+                    response = await client.get(f"{PREFIX}/health/dev", headers=bearer(token))
+                    assert 200 == response.status_code
+            kept.add((folder / "dev-secret").read_text())
+            assert 0o600 == (folder / "dev-secret").stat().st_mode & 0o777
+            assert 0 == await service.stop()
+    assert 1 == len(kept)
+    assert not any(secret in service.output for secret in kept)
+    (folder / "dev-secret").chmod(0o644)
+    status, _, errors = await command("token", "--sub", "x", state_dir=str(folder))
+    assert 2 == status
+    assert "can be read by others" in errors
+
+
+# -- token ------------------------------------------------------------------------------------------------------------
+
+
+async def test_token_prints_a_token_and_nothing_else(valkey: Valkey) -> None:
+    """Its output is the token, which the service accepts for the sessions and rights it was made for."""
+    status, output, errors = await command(
+        "token", "--sub", "alice", "--session", "s1", "--session", "s2", "--scope", "events:read", jwt_secret=SECRET
+    )
+    assert (0, "") == (status, errors)
+    token = output.removesuffix("\n")
+    assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token)
+    async with ServiceProcess({"AGENT_SSE_REDIS_URL": valkey.url}) as service, httpx.AsyncClient() as client:
+        api = service.served.api
+        statuses = [
+            (await client.get(f"{api}/health/{session}", headers=bearer(token))).status_code
+            for session in ("s1", "s2", "s3")
+        ]
+        assert [200, 200, 403] == statuses
+        answer = await client.post(f"{api}/permission-response/s1", headers=bearer(token), json={"approved": True})
+        assert 403 == answer.status_code
+        await service.stop()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "words"),
+    [
+        ((), {}, "set AGENT_SSE_JWT_SECRET"),
+        ((), {"jwt_secret": "short"}, "too short"),
+        ((), {"jwt_algorithm": "RS256"}, "RS256"),
+        (("--session", "a/b"), {"jwt_secret": SECRET}, "session id"),
+        (("--ttl", "-1"), {"jwt_secret": SECRET}, "lifetime"),
+        (("--ttl", "nan"), {"jwt_secret": SECRET}, "lifetime"),
+    ],
+)
+def test_token_refuses_in_one_line(
+    refused: Callable[..., str], folder: Path, arguments: tuple[str, ...], settings: dict[str, str], words: str
+) -> None:
+    """What cannot be signed is one line on standard error, and nothing where the token would be."""
+    line = refused("token", "--sub", "alice", *arguments, state_dir=str(folder), **settings)
+    assert line.startswith("agent-sse: ")
+    assert words in line
+
+
+# -- publish ----------------------------------------------------------------------------------------------------------
+
+
+async def test_publish_prints_the_id_of_an_event_that_arrives(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each publishable type reaches an open stream under the printed id, with what was left out filled in."""
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("AGENT_SSE_REDIS_URL", valkey.url)
+    given: list[dict[str, Any]] = [
+        json.loads(STATUS),
+        {
+            "type": "tool_status",
+            "data": {
+                "tool_name": "t", "status": "completed", "tool_call_id": "c", "timestamp": "2026-01-31T13:00:00+01:00",
+                "details": {"parameters": {"a": 1}, "risk_level": "high", "mine": [1], "progress": {"progress": 0.5}},
+            },
+        },
+        {"type": "tool_result", "data": {"tool_name": "t", "success": True, "result": {"n": 10**20}}},
+        {"type": "result_cleared", "data": {}},
+        {"type": "error", "message": "off", "code": "model_unavailable"},
+    ]  # fmt: skip
+    async with (
+        serve(make_settings(valkey.url)) as served,
+        Stream(served.events("s1", make_token("s1"))) as stream,
+    ):
+        await stream.primed()
+        events = []
+        for number, event in enumerate(given):
+            body = json.dumps(event).encode()
+            if number == 0:  # one as a process; the others need not pay for its start
+                status, output, errors = await command("publish", "s1", "-", stdin=body, redis_url=valkey.url)
+                assert (0, "") == (status, errors)
+            else:
+                output = await cli._publish("s1", body)
+            arrived = await stream.next()
+            assert output.strip() == arrived.id
+            events.append(arrived.json)
+    first, second, result, cleared, error = events
+    assert "search" == first["data"]["tool_call_id"]
+    assert {"parameters": {}, "risk_level": "low", "start_time": first["data"]["timestamp"]} == first["data"]["details"]
+    assert "2026-01-31T12:00:00.000Z" == second["data"]["timestamp"] == second["data"]["details"]["start_time"]
+    assert ({"a": 1}, [1], {"progress": 0.5}) == tuple(
+        second["data"]["details"][name] for name in ("parameters", "mine", "progress")
+    )
+    assert ({"n": 10**20}, True, "t") == tuple(result["data"][name] for name in ("result", "success", "tool_call_id"))
+    assert None is cleared["data"]["tool_call_id"]
+    assert given[-1] == error
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ('{"type": "permission_request", "data": {}}', "reserved_type"),
+        ('{"type": "permission_response_result", "data": {}}', "reserved_type"),
+        ('{"type": "heartbeat"}', "reserved_type"),
+        ('{"type": "tool_status", "data": {"tool_name": "t"}}', "data.status"),
+        ('{"type": "tool_status", "data": {"tool_name": "t", "status": "done"}}', "data.status"),
+        ('{"type": "tool_status", "data": {"tool_name": "", "status": "pending"}}', "tool_name"),
+        ('{"type": "tool_status", "data": {"tool_name": 1, "status": "pending"}}', "data.tool_name"),
+        ('{"type": "tool_status", "data": {"tool_name": "t", "status": "pending", "x": 1}}', "data.x"),
+        ('{"type": "tool_result", "data": {"tool_name": "t", "success": 1}}', "data.success"),
+        ('{"type": "tool_result", "data": {"tool_name": "t", "success": true, "timestamp": "now"}}', "data.timestamp"),
+        ('{"type": "tool_result", "data": []}', "data"),
+        ('{"type": "error", "data": {}}', "message"),
+        ('{"type": "result_cleared", "data": {}, "more": 1}', "more"),
+        ('{"type": "result_cleared", "data": {"tool_call_id": NaN}}', "NaN"),
+        ("[]", "type"),
+        ("{", "invalid_json"),
+        ("", "invalid_json"),
+        ('{"type": "error", "message": "' + "x" * 2001 + '"}', "2000"),
+    ],
+)
+def test_publish_refuses_what_is_no_event(refused: Callable[..., str], event: str, words: str) -> None:
+    """Anything but a well-formed event of the four types is one line that names the cause; Redis is not even asked."""
+    line = refused("publish", "s1", event, redis_url="redis://127.0.0.1:1")
+    assert line.startswith("agent-sse: ")
+    assert words in line
+
+
+async def test_publish_refuses_as_a_process(valkey: Valkey) -> None:
+    """A permission request is not published by hand, a too large event is named with its size; nothing is stored."""
+    for event, words in (('{"type": "permission_request"}', "reserved_type"), (LARGE, "the limit is 262144")):
+        status, output, errors = await command("publish", "s1", "-", stdin=event.encode(), redis_url=valkey.url)
+        assert (2, "") == (status, output)
+        assert re.fullmatch(rf"agent-sse: [^\n]*{words}[^\n]*\n", errors), errors
+    async with valkey.client() as client:
+        assert 0 == await client.dbsize()
+
+
+@pytest.mark.parametrize("arguments", [("publish", "s1", STATUS), ("watch", "s1")])
+async def test_commands_say_that_no_service_runs(folder: Path, arguments: tuple[str, ...]) -> None:
+    """Without a Redis URL and without a running service there is one line, and status 2."""
+    status, output, errors = await command(*arguments, state_dir=str(folder))
+    assert (2, "") == (status, output)
+    assert re.fullmatch(r"agent-sse: no Redis: [^\n]*AGENT_SSE_REDIS_URL[^\n]*agent-sse serve[^\n]*\n", errors), errors
+
+
+@pytest.mark.parametrize("arguments", [("publish", "s1", STATUS), ("watch", "s1")])
+async def test_commands_fail_with_status_1_when_redis_is_away(arguments: tuple[str, ...]) -> None:
+    """A Redis that does not answer is no wrong setting: one line, and status 1."""
+    status, output, errors = await command(
+        *arguments, redis_url=f"redis://127.0.0.1:{free_port()}", publish_timeout="0.3"
+    )
+    assert (1, "") == (status, output)
+    assert re.fullmatch(r"agent-sse: Redis [^\n]+\n", errors), errors
+
+
+# -- watch ------------------------------------------------------------------------------------------------------------
+
+
+async def test_watch_prints_events_escaped_and_answers_from_standard_input(
+    valkey: Valkey, notifier: SimpleNotifier
+) -> None:
+    """Through pipes: a line per event, hostile text in escapes, each line of input answers one request in turn."""
+    async with watching("s1", redis_url=valkey.url) as watcher:
+        await watcher.see("permission_cleared")  # the snapshot's last event
+        await notifier.tool_status("s1", "search", "executing", parameters={"q": HOSTILE}, risk_level="medium")
+        await notifier.error("s1", HOSTILE)
+        watcher.type("y\n")  # waits for the next request
+        yes = await notifier.request_permission("s1", "write", {"text": HOSTILE}, timeout=DEADLINE)
+        watcher.type("n not today\n")
+        no = await notifier.request_permission("s1", "write", {"text": "b"}, timeout=DEADLINE)
+        await watcher.see("denied: write")
+        assert 0 == await watcher.stop()
+    assert (True, "approved", "") == (yes.approved, yes.outcome, yes.reason)
+    assert (False, "denied", "not today") == (no.approved, no.outcome, no.reason)
+    assert yes.resolved_by is not None
+    assert yes.resolved_by.startswith("terminal:")
+    assert {"\n"} == {char for char in watcher.output if not char.isprintable()}
+    assert "tool_status search executing medium" in watcher.output
+    assert r"rm\x1b[2J\u202e[bold red]x[/]\u2028\x0aid" in watcher.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_watch_shows_the_whole_request_in_a_pipe(valkey: Valkey, notifier: SimpleNotifier, number: int) -> None:
+    """Nothing of what is to be approved is cut off, however long it is; and a signal ends the watch with status 0."""
+    async with watching("s1", redis_url=valkey.url) as watcher:
+        asking = asyncio.create_task(notifier.request_permission("s1", "run", {"script": "x" * 20_000 + "END"}))
+        await watcher.see("x" * 20_000 + "END")
+        assert 0 == await watcher.stop(number)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
+async def test_watch_loses_nothing_when_redis_restarts(valkey: Valkey, notifier: SimpleNotifier) -> None:
+    """Events from before, during and after a restart are all shown, once."""
+    async with watching("s1", redis_url=valkey.url) as watcher:
+        await watcher.see("permission_cleared")
+        await notifier.error("s1", "number-1.")
+        await watcher.see("number-1.")
+        await valkey.restart(signal.SIGKILL)
+        for number in range(2, 5):
+            await notifier.error("s1", f"number-{number}.")
+        await watcher.see("number-4.")
+        assert 0 == await watcher.stop()
+    assert [1, 2, 3, 4] == [int(number) for number in re.findall(r"number-(\d)\.", watcher.output)]
+
+
+async def test_watch_ends_when_the_session_is_closed(valkey: Valkey, notifier: SimpleNotifier) -> None:
+    """It says so, and its status is 0."""
+    await notifier.open_session("s1", owner="alice")
+    async with watching("s1", redis_url=valkey.url) as watcher:
+        await watcher.see("permission_cleared")
+        await notifier.close_session("s1")
+        await watcher.see("session_closed")
+        assert 0 == await watcher.stop()
+
+
+async def test_watch_ends_quietly_when_nobody_reads_it(valkey: Valkey, notifier: SimpleNotifier) -> None:
+    """`agent-sse watch s1 | head -1` is no error."""
+    line = f"{sys.executable} -m agent_sse watch s1 | head -n 1; echo status ${{PIPESTATUS[0]}}"
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-c", line, env=environment_of(redis_url=valkey.url), cwd="/",
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    async with asyncio.timeout(DEADLINE):
+        assert b"result_cleared" in await process.stdout.readline()
+
+        async def more() -> None:
+            while True:
+                await notifier.error("s1", "one more")
+
+        talking = asyncio.create_task(more())
+        assert b"status 0\n" == await process.stdout.read()
+        talking.cancel()
+        await asyncio.gather(talking, return_exceptions=True)
+        await process.wait()
+
+
+async def test_watch_on_a_terminal_shows_a_table_and_answers(valkey: Valkey, notifier: SimpleNotifier) -> None:
+    """On a terminal: calls with status and progress, the request with its parameters; y and Enter approves."""
+    async with watching("s1", terminal=True, redis_url=valkey.url) as watcher:
+        await notifier.tool_status(
+            "s1", "search", "executing", parameters={"q": HOSTILE}, details={"progress": {"progress": 1, "total": 3}}
+        )
+        await watcher.see("search", "executing", "1/3", r"rm\u001b[2J\u202e[bold red]x[/]")
+        asking = asyncio.create_task(notifier.request_permission("s1", "write", {"file": HOSTILE}, "critical"))
+        await watcher.see("Permission", "critical", '"file": "rm', "approves")
+
+        async def answered() -> bool:
+            # Until the request has been there for a moment, an answer is taken for one to the screen before.
+            if "approved: write" not in watcher.output:
+                watcher.type("q\x7fy\n")
+            return asking.done()
+
+        await until(answered, what="the answer")
+        decision = await asking
+        assert 0 == await watcher.stop()
+        await until(lambda: watcher.output.rstrip().endswith("Ctrl-C ends\x1b[0m"), what="the last picture")
+    assert (True, "") == (decision.approved, decision.reason)
+    assert "\x1b[2J\u202e" not in watcher.output
+    assert "\u202e" not in watcher.output
+    assert watcher.output.count("\x1b[?1049h") == watcher.output.count("\x1b[?1049l") == 1  # the screen is given back
+
+
+async def test_watch_takes_no_answer_to_what_has_just_appeared(valkey: Valkey, notifier: SimpleNotifier) -> None:
+    """A key that was on its way before the request could be read approves nothing."""
+    from agent_sse.permissions import Permissions
+    from agent_sse.watch import Watch
+
+    class Refusing(Permissions):
+        async def answer(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("nothing was to be answered")
+
+    said: list[str] = []
+
+    class View:
+        def show(self, event: Any) -> None:
+            pass
+
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    watch = Watch("s1", Refusing.__new__(Refusing), View())
+    watch.sink.write(b'data: {"type":"permission_request","data":{"request_id":"r","tool_name":"t"}}\n\n')
+    await watch.answer("y", typed=True)
+    await watch.answer("", typed=True)
+    await watch.answer("perhaps", typed=True)
+    assert 2 == len(said)
+    assert "just appeared" in said[0]
+    assert "y or n" in said[1]
+
+
+# -- the command itself -----------------------------------------------------------------------------------------------
+
+
+async def test_command_without_arguments_shows_help() -> None:
+    """`agent-sse` alone lists the commands; `--version` prints one line."""
+    _, output, errors = await command()
+    assert all(word in output + errors for word in ("serve", "demo", "token", "publish", "watch"))
+    status, output, _ = await command("--version")
+    assert 0 == status
+    assert re.fullmatch(r"agent-sse \d+\.\d+\.\d+\n", output)
+    assert 2000 == REASON_LIMIT
