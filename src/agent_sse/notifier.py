@@ -121,7 +121,8 @@ class SimpleNotifier:
                     raise AgentSseError("this notifier is closed; make a new one")
                 if self._parts is None:
                     url = self.settings.redis_url or await self._embedded_url()
-                    backend = Backend(url, timeout=self.settings.publish_timeout)
+                    # Half of it: a connection that went silent leaves time for a try on another one.
+                    backend = Backend(url, timeout=self.settings.publish_timeout / 2)
                     store = Store(backend, self.settings)
                     publisher = Publisher(store, timeout=self.settings.publish_timeout)
                     self._parts = (backend, store, publisher, Permissions(store))

@@ -152,8 +152,8 @@ class Permissions:
             events.bounded(part + b" " * TIMES, limit)
         frozen = events.canonical([request.tool_name, request.parameters])
         key = request.idempotency_key
-        if key is not None and not 0 < len(key) <= events.NAME_LIMIT:
-            raise InvalidEvent(f"idempotency_key must be 1 to {events.NAME_LIMIT} characters")
+        if key is not None:
+            events.check_name(key, "idempotency_key")
         return [
             request_id, events.encode(request.tool_name), events.encode(request.tool_call_id), request.tool_call_id,
             int(request.timeout * 1000) or 1, int(self._settings.permission_lease * 1000),

@@ -47,7 +47,9 @@ class ToolCall:
         self.session_id = session_id
         self.tool_name = tool_name
         self.parameters = parameters
-        self.tool_call_id = tool_call_id or "call_" + secrets.token_urlsafe(12)
+        if tool_call_id is None:
+            tool_call_id = "call_" + secrets.token_urlsafe(12)
+        self.tool_call_id = events.check_name(tool_call_id, "tool_call_id")
         self.decision: PermissionDecision | None = None
         self.result: object = None
         self._notifier = notifier
