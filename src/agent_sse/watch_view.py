@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
+from rich.cells import chop_cells
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -149,12 +150,12 @@ class TableView:
         if kind in ("permission_response_result", "stream_reset", "error") or (
             kind == "permission_cleared" and data.get("request_id") is not None
         ):
-            self._said = Text(describe(event) or "")
+            self._said = Text(describe(event) or "", no_wrap=True, overflow="ellipsis")
         self.changed()
 
     def say(self, line: str) -> None:
         """Show a line below the table."""
-        self._said = Text(escape(line), "bold")
+        self._said = Text(escape(line), "bold", no_wrap=True, overflow="ellipsis")
         self.changed()
 
     def _take_status(self, data: Mapping[str, Any]) -> None:
@@ -183,13 +184,15 @@ class TableView:
     def render(self) -> RenderableType:
         """Return the picture, as high as the terminal at most."""
         height = self._console.height
-        asked = [self._panel(data, max(3, height // 2 - 7)) for data in list(self._asked.values())[:1]]
-        room = max(2, height - (height // 2 if asked else 0) - 8)
+        asked = next(iter(self._asked.values()), None)
+        # Lines that are there whatever happens: head, table header and caption, said, foot; and the panel's frame.
+        panel, rows = self._panel(asked, max(3, height - 12)) if asked is not None else (None, 0)
         head = Text.assemble(
             (f" {escape(self._session)} ", "reverse"), ("" if self.online() else "  Redis is away", "red")
         )
-        foot = Text(f"{HINT}\n> {escape(self.typed)}" if asked else "Ctrl-C ends", "dim")
-        return Group(head, self._table(room), *asked, self._said, foot)
+        foot = Text(f"{HINT}\n> {self.typed[-self._console.width + 3 :]}" if panel else "Ctrl-C ends", "dim")
+        table = self._table(max(0, height - rows - 7))
+        return Group(head, table, *([panel] if panel else []), self._said, foot)
 
     def _table(self, room: int) -> Table:
         table = Table(expand=True, box=None, pad_edge=False, header_style="bold")
@@ -197,8 +200,8 @@ class TableView:
         table.add_column("Status", no_wrap=True, min_width=18)
         table.add_column("Time", no_wrap=True, justify="right", min_width=7)
         table.add_column("Progress, parameters, result", no_wrap=True, overflow="ellipsis", ratio=5)
-        hidden = len(self._calls) - room
-        for call in list(self._calls.values())[-room:]:
+        hidden = max(0, len(self._calls) - room)
+        for call in list(self._calls.values())[hidden:]:
             about = call["result"] or summary(call["parameters"], 400)
             if call["progress"] is not None and call["status"] not in ENDED:
                 about = f"{progress_of(call['progress'])}  {about}"
@@ -210,20 +213,21 @@ class TableView:
             table.caption = f"{hidden} earlier calls are not shown"
         return table
 
-    def _panel(self, data: Mapping[str, Any], room: int) -> Panel:
-        risk = text_of(data.get("risk_level"))
-        lines = pretty(data.get("parameters"))
-        body = Text.assemble((text_of(data.get("tool_name")), "bold"), "  risk ", (risk, STYLES.get(risk, "")))
-        left = _moment(data.get("expires_at"))
+    def _panel(self, data: Mapping[str, Any], room: int) -> tuple[Panel, int]:
+        """Return the request and its height; what has no room is counted, or it would be approved unseen."""
+        width = max(20, self._console.width - 4)
+        risk, left = text_of(data.get("risk_level")), _moment(data.get("expires_at"))
+        texts = [text_of(data.get("tool_name")), *_words(data, "message"), *pretty(data.get("parameters"))]
+        lines = [part for line in texts for part in (chop_cells(line, width) or [""])]
+        body = Text.assemble("risk ", (risk, STYLES.get(risk, "")), no_wrap=True)
         if left is not None:
             body.append(f"  {max(0, round(left - time.time()))} s left", "dim")
-        if data.get("message"):
-            body.append(f"\n{text_of(data['message'])}")
-        body.append("\n" + "\n".join(lines[:room]))
+        body.append("\n" + lines[0], "bold")
+        body.append("".join("\n" + line for line in lines[1:room]))
         if len(lines) > room:
             body.append(f"\n{len(lines) - room} MORE LINES ARE NOT SHOWN: make the terminal higher", "bold red")
         more = f", {len(self._asked) - 1} more wait" if len(self._asked) > 1 else ""
-        return Panel(body, title=f"Permission{more}", border_style="yellow")
+        return Panel(body, title=f"Permission{more}", border_style="yellow"), min(len(lines), room) + 4
 
 
 def pretty(value: object) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 
 from agent_sse.backend import Backend
 from agent_sse.store import Store
-from harness import DEADLINE, Valkey, make_settings
+from harness import Valkey, make_settings
 
 
 async def test_cancelled_command_ends_its_task(valkey: Valkey) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import pty
@@ -18,9 +19,11 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
 from agent_sse import SimpleNotifier, cli
 from agent_sse.watch import REASON_LIMIT
+from agent_sse.watch_view import TableView
 from harness import (
     DEADLINE,
     PREFIX,
@@ -596,6 +599,27 @@ async def test_watch_takes_no_answer_to_what_has_just_appeared(valkey: Valkey, n
     assert 2 == len(said)
     assert "just appeared" in said[0]
     assert "y or n" in said[1]
+
+
+@pytest.mark.parametrize("height", [24, 50])
+def test_watch_never_hides_silently_what_is_to_be_approved(height: int) -> None:
+    """A request that does not fit says how much of it is missing, and the picture is never higher than the terminal."""
+    console = Console(width=80, height=height, file=io.StringIO(), force_terminal=True)
+    view = TableView("s1", console)
+    for number in range(100):
+        view.show({"type": "tool_status", "data": {"tool_call_id": f"c{number}", "status": "executing"}})
+    data = {"request_id": "r", "tool_name": "run", "risk_level": "high", "parameters": {"script": "\u4e00" * 5000}}
+    view.show({"type": "permission_request", "data": data})
+    view.say("x" * 500)
+    console.print(view.render())
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().rstrip("\n").split("\n")
+    assert height >= len(lines)
+    assert any("MORE LINES ARE NOT SHOWN" in line for line in lines)
+    assert "approves" in lines[-2]
+    view.show({"type": "permission_request", "data": {**data, "parameters": {"script": "ls"}}})
+    console.print(view.render())
+    assert 1 == console.file.getvalue().count("MORE LINES ARE NOT SHOWN")
 
 
 # -- the command itself -----------------------------------------------------------------------------------------------
