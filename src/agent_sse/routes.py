@@ -28,7 +28,11 @@ from agent_sse.settings import Settings, describe
 from agent_sse.store import TICKET_SECONDS
 
 TICKET = re.compile(r"[A-Za-z0-9_-]{43}")
-CODES = {400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
+# For errors that a host's dependencies and middleware raise.
+CODES = {
+    400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
+    413: "body_too_large", 429: "too_many_requests", 503: "unavailable",
+}  # fmt: skip
 # In place of Starlette's bare phrases.
 MESSAGES = {
     "Not Found": "nothing is served at this path; check it and its prefix",
