@@ -355,6 +355,7 @@ async def _until_end(watch: Watch, *work: Any) -> None:
     """Run the work beside the watch until its stream ends or a signal comes. An error in the work is raised."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
+        # Not removed again: Ctrl-C while the watch is ending already is no failure either.
         loop.add_signal_handler(number, watch.sink.ended.set)
     try:
         async with asyncio.TaskGroup() as group:
@@ -364,9 +365,6 @@ async def _until_end(watch: Watch, *work: Any) -> None:
                 task.cancel()
     except* BrokenPipeError:
         pass  # nobody reads the output any more
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 @contextmanager

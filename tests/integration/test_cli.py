@@ -128,8 +128,10 @@ class Watcher:
             self.process.stdin.write(text.encode())
 
     async def stop(self, number: int = signal.SIGINT) -> int:
-        if self.process.returncode is None:
-            self.process.send_signal(number)
+        self.process.send_signal(number)
+        return await self.end()
+
+    async def end(self) -> int:
         async with asyncio.timeout(DEADLINE):
             status = await self.process.wait()
             if self._task is not None:
@@ -522,7 +524,7 @@ async def test_watch_ends_when_the_session_is_closed(valkey: Valkey, notifier: S
         await watcher.see("permission_cleared")
         await notifier.close_session("s1")
         await watcher.see("session_closed")
-        assert 0 == await watcher.stop()
+        assert 0 == await watcher.end()
 
 
 async def test_watch_ends_quietly_when_nobody_reads_it(valkey: Valkey, notifier: SimpleNotifier) -> None:
