@@ -171,7 +171,6 @@ BODIES: list[tuple[str, bytes, int]] = [
     ("reason of 2,001", b'{"approved": true, "reason": "' + b"x" * 2001 + b'"}', 422),
     ("reason with a lone surrogate", b'{"approved": true, "reason": "\\ud800"}', 422),
     ("request_id number", b'{"approved": true, "request_id": 5}', 422),
-    ("request_id empty", b'{"approved": true, "request_id": ""}', 422),
     ("request_id of 129", b'{"approved": true, "request_id": "' + b"x" * 129 + b'"}', 422),
     ("request_id with a lone surrogate", b'{"approved": true, "request_id": "\\udfff"}', 422),
     ("another field", b'{"approved": true, "remember": true}', 422),
