@@ -18,18 +18,16 @@ for i = 1, #flat, 2 do
     local is_json, r = pcall(cjson.decode, flat[i + 1])
     if not is_json or type(r) ~= 'table' or not r.shown then r = nil end -- a test's malformed record
     if r then
-      r.deadline = r.deadline - ms
+      local deadline = r.deadline
+      r.deadline = deadline - ms
       if dead[id] then r.lease = r.lease - ms end
       if r.shown > 0 then r.shown = r.shown - ms end
       if r.at then r.at = r.at - ms end
       redis.call('HSET', KEYS[1], id, cjson.encode(r))
-      local score = redis.call('ZSCORE', KEYS[2], id)
-      if score and r.st ~= 'pending' then
-        redis.call('ZADD', KEYS[2], string.format('%.0f', tonumber(score) - ms), id)
-      elseif score then
-        local at = r.deadline
-        if r.key == '' and r.lease < at then at = r.lease end
-        redis.call('ZADD', KEYS[2], string.format('%.0f', at), id)
+      local due = tonumber(redis.call('ZSCORE', KEYS[2], id) or nil)
+      if due then
+        local moves = r.st ~= 'pending' or due == deadline or dead[id]
+        redis.call('ZADD', KEYS[2], string.format('%.0f', moves and due - ms or math.min(due, r.deadline)), id)
       end
     end
   end
