@@ -22,9 +22,9 @@ import uvicorn
 
 from agent_sse.app import create_app
 from agent_sse.auth import encode_token
-from agent_sse.embedded import find_server
 from agent_sse.protocol import StreamProtocol
 from agent_sse.settings import Settings
+from agent_sse.state_dir import find_server
 
 SECRET = "a-secret-for-tests-of-at-least-32-bytes"
 PREFIX = "/agent_backend/api/sse"

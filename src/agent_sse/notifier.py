@@ -24,6 +24,7 @@ from agent_sse.keys import check_session_id
 from agent_sse.permissions import PermissionDecision, PermissionRequest, Permissions
 from agent_sse.publisher import Publisher
 from agent_sse.settings import RedisSettings, Settings, describe
+from agent_sse.state_dir import state_dir
 from agent_sse.store import Publish, Store
 from agent_sse.tool_calls import ToolCall
 
@@ -129,7 +130,7 @@ class SimpleNotifier:
         return self._parts
 
     async def _embedded_url(self) -> str:
-        folder: Path = embedded.state_dir(self.settings.state_dir)
+        folder: Path = state_dir(self.settings.state_dir)
         url = await embedded.attach_url(folder)
         if url is None:
             raise ConfigurationError(

@@ -22,10 +22,10 @@ from uvicorn.supervisors import Multiprocess
 
 from agent_sse.auth import TokenVerifier, encode_token, make_secret
 from agent_sse.backend import Backend
-from agent_sse.embedded import find_server, state_dir
 from agent_sse.errors import ConfigurationError
 from agent_sse.routes import load_settings
 from agent_sse.settings import Settings
+from agent_sse.state_dir import find_server, state_dir
 from agent_sse.terminal import escape
 
 if TYPE_CHECKING:

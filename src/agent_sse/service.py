@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from agent_sse import access_log
 from agent_sse.auth import Authorizer, Principal, TokenVerifier
 from agent_sse.backend import Backend
-from agent_sse.embedded import EmbeddedValkey, state_dir
+from agent_sse.embedded import EmbeddedValkey
 from agent_sse.hub import Hub
 from agent_sse.permissions import Permissions
 from agent_sse.settings import Settings
 from agent_sse.shutdown import on_shutdown
+from agent_sse.state_dir import state_dir
 from agent_sse.store import Store
 
 log = logging.getLogger("agent_sse")

@@ -29,6 +29,7 @@ from agent_sse.hub import Hub
 from agent_sse.keys import check_session_id
 from agent_sse.permissions import Permissions
 from agent_sse.settings import RedisSettings, Settings
+from agent_sse.state_dir import state_dir
 from agent_sse.store import Store
 from agent_sse.stream import Connection
 from agent_sse.terminal import escape
@@ -48,7 +49,7 @@ async def find_redis(settings: RedisSettings) -> str:
     """
     if settings.redis_url:
         return settings.redis_url
-    url = await embedded.attach_url(embedded.state_dir(settings.state_dir))
+    url = await embedded.attach_url(state_dir(settings.state_dir))
     if url is None:
         raise ConfigurationError(NO_REDIS)
     return url

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
-from agent_sse.embedded import MAX_LOG_BYTES, EmbeddedValkey, attach_url, socket_path, state_dir
+from agent_sse.embedded import MAX_LOG_BYTES, EmbeddedValkey, attach_url
 from agent_sse.errors import ConfigurationError
+from agent_sse.state_dir import socket_path, state_dir
 
 DEADLINE = 20.0
 

@@ -22,8 +22,8 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
     frozenset(room.split())
     for room in (
         "errors frames settings terminal access_log scripts sinks protocol shutdown",
-        "keys events embedded watch_view",
-        "backend jwt_keys requests",
+        "keys events state_dir watch_view",
+        "backend embedded jwt_keys requests",
         "auth pubsub store",
         "channel stream permissions publisher readiness incoming",
         "heartbeats",

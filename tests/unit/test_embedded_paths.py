@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from agent_sse import embedded
-from agent_sse.embedded import attach_url, find_server, socket_path, socket_url, state_dir
+from agent_sse import state_dir as places
+from agent_sse.embedded import attach_url
 from agent_sse.errors import ConfigurationError
+from agent_sse.state_dir import find_server, socket_path, socket_url, state_dir
 
 
 def test_state_dir_takes_the_configured_directory_and_makes_it_private(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_socket_path_of_a_long_directory_is_short_stable_and_private(tmp_path: P
     other = state_dir(tmp_path / ("e" * 100))
     path = socket_path(directory)
     try:
-        assert len(os.fsencode(path)) <= embedded.MAX_SOCKET_PATH
+        assert len(os.fsencode(path)) <= places.MAX_SOCKET_PATH
         assert socket_path(directory) == path
         assert socket_path(other) != path
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700

@@ -24,8 +24,9 @@ elseif not (first and first[2][4] == cursor) and cursor ~= tip then
   end
   local oldest = redis.call('XRANGE', events, '-', '+', 'COUNT', 1)[1]
   local age = now - tonumber(string.match(cursor, '^%d+'))
-  -- Below what is kept, or older than anything may be: it went with time. Otherwise it should have been here.
-  local expired = age > retention or below(oldest and oldest[1] or tip)
+  -- Before what is kept, or older than anything may be: it went with time. Otherwise it should have been here; also
+  -- between the first event and the one that it says was before it, where this history never had anything.
+  local expired = age > retention or below(oldest and oldest[2][4] or tip)
   return { expired and 'expired' or 'lost', tip }
 end
 local reply, size = { 'ok', tip }, 0
