@@ -633,33 +633,41 @@ async def test_exactly_one_of_200_contradicting_answers_wins(valkey: Valkey) -> 
         waiting = asyncio.create_task(agent.request_permission(session, "file_edit"))
         shown = [await stream.next("permission_request") for stream in streams]
         request_id = shown[0].json["data"]["request_id"]
+        client = await stack.enter_async_context(valkey.client())
         limits = httpx.Limits(max_connections=50)
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=DEADLINE, limits=limits))
 
         async def answer(i: int) -> tuple[int, Any]:
             body: dict[str, Any] = {"approved": i % 2 == 0, "reason": f"answer {i}"}
-            if i % 4 < 2:
+            if i >= 100:
                 body["request_id"] = request_id
             url = f"{servers[i % 3].api}/permission-response/{session}"
             reply = await http.post(url, json=body, headers=bearer(tokens[i % len(tokens)]))
+            seconds, micros = await client.time()
+            answered_at[i] = int(seconds) * 1000 + int(micros) // 1000
             return reply.status_code, reply.json()
 
+        answered_at: dict[int, int] = {}
         replies = await asyncio.gather(*(answer(i) for i in range(200)))
         decision = await waiting
 
         winners = [b["data"] for code, b in replies if code == 200 and "already_resolved" not in b["data"]]
         assert 1 == len(winners)
         (winner,) = winners
+        cleared_at = milliseconds(await streams[0].next("permission_cleared"))
         assert (decision.approved, decision.reason, decision.resolved_by) == (
             winner["approved"], winner["reason"], winner["resolved_by"],
         )  # fmt: skip
         for i, (code, body) in enumerate(replies):
+            if i < 100 and code == 404 and answered_at[i] >= cleared_at + GAP:
+                refusal("nothing_pending", body)  # a slow machine: this one had no id and came after the gap
+                continue
             equal = (i % 2 == 0) is winner["approved"]
             assert {True: 200, False: 409}[equal] == code
             data = {key: value for key, value in body["data"].items() if key != "already_resolved"}
             assert winner == data
             if not equal:
-                assert ("already_resolved" if i % 4 < 2 else "just_replaced") == body["error"]["code"]
+                assert ("already_resolved" if i >= 100 else "just_replaced") == body["error"]["code"]
         marker = await agent.error(session, "marker")
         for stream in streams:
             while (await stream.next()).id != marker:

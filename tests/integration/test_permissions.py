@@ -171,7 +171,7 @@ async def test_cancelled_tool_call_withdraws_its_request_and_closes_its_card(
 
 async def test_killed_agent_is_settled_by_the_server_and_its_card_is_closed(room: Room) -> None:
     """After SIGKILL the lease lapses: the server cancels the request and says for the agent that its call ended."""
-    async with agent_process(room.valkey, "call", room.session, lease=1.0, tool_call_id="c1") as process:
+    async with agent_process(room.valkey, "call", room.session, lease=1.5, tool_call_id="c1") as process:
         request_id = await room.presented()
         process.kill()
         await process.wait()
@@ -194,13 +194,13 @@ async def test_killed_agent_is_settled_by_the_server_and_its_card_is_closed(room
 
 async def test_live_waiter_outlasts_many_leases(room: Room, valkey: Valkey) -> None:
     """A waiter renews its lease as long as it lives; the request is still open and is then approved."""
-    async with SimpleNotifier.from_url(valkey.url, permission_lease=0.6) as agent:
+    async with SimpleNotifier.from_url(valkey.url, permission_lease=1.2) as agent:
         waiting = ask(agent, room)
         request_id = await room.presented()
         first = (await room.record(request_id))["lease"]
 
         async def has_outlasted() -> bool:
-            return bool((await room.record(request_id))["lease"] > first + 1500)
+            return bool((await room.record(request_id))["lease"] > first + 1300)
 
         await until(has_outlasted)
         assert "resolved" == await room.answer(True, request_id)
