@@ -29,6 +29,7 @@ Outcome = Literal["approved", "denied", "expired", "cancelled"]
 
 REREAD_INTERVAL = 3.0  # s; a lost wake-up costs this much, never a hang
 WITHDRAW_TIMEOUT = 2.0  # s; how long a cancelled task may still talk to Redis
+SESSION_GONE = "the session was closed, or its state was lost"  # a reason
 MAX_TIMEOUT = 7 * 24 * 3600.0  # s
 TIMES = 100  # bytes; what the script adds to a request event: timestamp and expires_at
 
@@ -285,7 +286,7 @@ def _decision(reply: Sequence[Any], request_id: str) -> PermissionDecision | Non
     if reply[0] == b"taken":
         return PermissionDecision(False, "the approval was handed to another waiter", "cancelled", None, request_id)
     if reply[0] == b"unknown":
-        return PermissionDecision(False, "the session was closed, or its state was lost", "cancelled", None, request_id)
+        return PermissionDecision(False, SESSION_GONE, "cancelled", None, request_id)
     answer = _answer([b"settled", *reply[1:]])
     outcome: Any = answer.status
     return PermissionDecision(outcome == "approved", answer.reason, outcome, answer.resolved_by, request_id)

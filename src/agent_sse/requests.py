@@ -26,7 +26,7 @@ class PermissionAnswer(BaseModel):
 
     approved: StrictBool = Field(description="true approves, false denies")
     reason: Annotated[StrictStr, Field(max_length=2000)] = Field("", description="shown to the agent and to other tabs")
-    request_id: Annotated[StrictStr, Field(max_length=128)] | None = Field(
+    request_id: Annotated[StrictStr, Field(min_length=1, max_length=128)] | None = Field(
         None, description="which request is answered; without it the one that is presented"
     )
 

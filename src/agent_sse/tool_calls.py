@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from agent_sse import events
 from agent_sse.errors import AgentSseError, InvalidEvent, PermissionDenied
-from agent_sse.permissions import PermissionDecision, PermissionRequest
+from agent_sse.keys import digest
+from agent_sse.permissions import SESSION_GONE, PermissionDecision, PermissionRequest
 
 if TYPE_CHECKING:
     from agent_sse.notifier import SimpleNotifier
@@ -48,7 +49,9 @@ class ToolCall:
         self.tool_name = tool_name
         self.parameters = parameters
         if tool_call_id is None:
-            tool_call_id = "call_" + secrets.token_urlsafe(12)
+            # A restarted agent that asks again with its key goes on with the same call, and its card.
+            unique = secrets.token_urlsafe(12) if idempotency_key is None else digest(idempotency_key)[:16]
+            tool_call_id = f"call_{unique}"
         self.tool_call_id = events.check_name(tool_call_id, "tool_call_id")
         self.decision: PermissionDecision | None = None
         self.result: object = None
@@ -88,7 +91,8 @@ class ToolCall:
                 await self._status("waiting_permission")
                 self.decision = await self._notifier.ask(self._request())
                 if not self.decision:
-                    await self._end_unapproved(self.decision)
+                    if self.decision.reason != SESSION_GONE:  # what is erased must not come back
+                        await self._end_unapproved(self.decision)
                     raise PermissionDenied(self.decision)
             await self._status("executing")
         except PermissionDenied:

@@ -323,11 +323,23 @@ async def test_unknown_request_and_nothing_pending_are_404(room: Room) -> None:
     refusal("nothing_pending", body)
     room.ask()
     await room.presented()
-    for unknown in ("pr_none", "e:pr_none", "k:", "", "\u0000", "x" * 128):
+    for unknown in ("pr_none", "e:pr_none", "k:", "\u0000", "x" * 128):
         code, body = await room.answer(True, unknown)
-        assert (404 if unknown else 200) == code, unknown  # an empty id is none
-        if unknown:
-            refusal("unknown_request", body)
+        assert 404 == code, unknown
+        refusal("unknown_request", body)
+
+
+async def test_empty_request_id_is_refused_and_answers_nothing(room: Room) -> None:
+    """It names no request, and is not the same as leaving the field out: a client's bug must not approve."""
+    room.ask()
+    shown = await room.presented()
+    for wrong in ("", "x" * 129):
+        code, body = await room.answer(True, wrong)
+        assert 422 == code
+        refusal("invalid_field", body)
+        assert "request_id" in body["message"]
+    code, _ = await room.answer(False, shown.json["data"]["request_id"])
+    assert 200 == code
 
 
 async def test_internal_fields_are_no_request_ids(room: Room) -> None:

@@ -481,6 +481,68 @@ async def test_closing_the_session_ends_every_wait(room: Room, notifier: SimpleN
     assert "nothing" == await room.answer(True)
 
 
+async def test_closed_session_is_not_brought_back_by_a_call_that_waited(room: Room, notifier: SimpleNotifier) -> None:
+    """A tool call cut off by `close_session` is not approved, and publishes nothing into the erased session."""
+
+    async def call() -> None:
+        async with notifier.tool_call(room.session, "file_edit", {"file": "a.py"}, require_permission=True):
+            raise AssertionError("the tool ran")
+
+    calling = asyncio.create_task(call())
+    await room.presented()
+    await notifier.close_session(room.session)
+    with pytest.raises(PermissionDenied):
+        await calling
+    async with room.valkey.client() as client:
+        left = [key async for key in client.scan_iter(f"agent_sse:{{{room.session}}}:*")]
+    assert {f"agent_sse:{{{room.session}}}:closed".encode()} >= {key for key in left if not key.endswith(b":streams")}
+
+
+async def test_denial_of_a_dead_agents_call_closes_its_card(room: Room) -> None:
+    """A keyed request that is denied while its agent is dead ends the call too: nobody else would say so."""
+    async with agent_process(room.valkey, "call", room.session, lease=1.0, idempotency_key="step-1") as process:
+        request_id = await room.presented()
+        process.kill()
+        await process.wait()
+    await room.pass_time(60_000, request_id)
+    assert "resolved" == await room.answer(False)
+    await room.stream.next("permission_cleared")
+    status = (await room.stream.next("tool_status", "tool_result")).json
+    result = (await room.stream.next("tool_status", "tool_result")).json
+    assert ("tool_status", "cancelled") == (status["type"], status["data"]["status"])
+    assert ("tool_result", False) == (result["type"], result["data"]["success"])
+
+
+async def test_restarted_call_with_a_key_goes_on_with_its_card(room: Room) -> None:
+    """Without an id of its own a keyed call has the same one after a restart, so no card is left behind."""
+    calls: list[str] = []
+    for last in (False, True):
+        async with agent_process(room.valkey, "call", room.session, lease=1.0, idempotency_key="step-1") as process:
+            status = await room.stream.next("tool_status")
+            calls.append(status.json["data"]["tool_call_id"])
+            if last:
+                assert "resolved" == await room.answer(True)
+                assert [True, "approved"] == (await printed_decision(process))[:2]
+            else:
+                await room.presented()
+                process.kill()
+                await process.wait()
+    assert calls[0] == calls[1]
+
+
+async def test_second_place_is_filled_without_reading_again(
+    room: Room, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two requests presented at a time, the second waiter learns by the first one's presentation."""
+    monkeypatch.setattr("agent_sse.permissions.REREAD_INTERVAL", 10 * DEADLINE)
+    async with SimpleNotifier.from_url(valkey.url, permission_concurrency=2, permission_lease=60 * DEADLINE) as agent:
+        waiting = [ask(agent, room, f"tool{i}") for i in range(2)]
+        shown = [await room.presented() for _ in range(2)]
+        for request_id in shown:
+            assert "resolved" == await room.answer(True, request_id)
+        assert all([await decided(task) for task in waiting])
+
+
 async def _waits(room: Room, count: int) -> bool:
     async with room.valkey.client() as client:
         return int(await client.zcard(f"agent_sse:{{{room.session}}}:queue")) == count

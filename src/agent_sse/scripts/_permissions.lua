@@ -97,7 +97,7 @@ local function settle(id, r, outcome, reason, by, answered)
     unlist(id)
     redis.call('HSET', state, 'cleared', integer(now), 'prior', id)
   end
-  if not answered and lost then append_orphan(id, r) end
+  if lost and outcome ~= 'approved' then append_orphan(id, r) end -- an approval waits for a restarted agent
   redis.call(publish_command, wake, id)
 end
 
@@ -160,6 +160,7 @@ local function present_in_turn(id, r, concurrency)
   save_request(id, r)
   shown[#shown + 1] = id
   redis.call('HSET', state, 'shown', table.concat(shown, ' '))
+  if #shown < concurrency then redis.call(publish_command, wake, id) end -- there is room for the next one too
   return -1
 end
 
