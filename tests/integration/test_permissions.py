@@ -536,10 +536,12 @@ async def test_second_place_is_filled_without_reading_again(
     """With two requests presented at a time, the second waiter learns by the first one's presentation."""
     monkeypatch.setattr("agent_sse.permissions.REREAD_INTERVAL", 10 * DEADLINE)
     async with SimpleNotifier.from_url(valkey.url, permission_concurrency=2, permission_lease=60 * DEADLINE) as agent:
-        waiting = [ask(agent, room, f"tool{i}") for i in range(2)]
-        shown = [await room.presented() for _ in range(2)]
-        for request_id in shown:
-            assert "resolved" == await room.answer(True, request_id)
+        waiting = [ask(agent, room, f"tool{i}") for i in range(4)]
+        await until(lambda: _waits(room, 4))
+        for _ in range(2):  # the second pair is in line together when the gap after the first one ends
+            shown = [await room.presented() for _ in range(2)]
+            for request_id in shown:
+                assert "resolved" == await room.answer(True, request_id)
         assert all([await decided(task) for task in waiting])
 
 
