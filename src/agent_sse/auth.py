@@ -205,6 +205,10 @@ class Authorizer:
                 403, "session_forbidden", "this token gives no right to this session: it must list it or be its owner's"
             )
 
+    async def refuses(self, principal: Principal, session_id: str) -> bool:
+        """Whether the embedding application refuses the session, whatever token and owner say."""
+        return await self._opinion(principal, session_id) is False
+
     async def _opinion(self, principal: Principal, session_id: str) -> bool | None:
         if self._authorize is None:
             return None

@@ -26,6 +26,7 @@ from agent_sse.stream import PAGE_EVENTS, RESET_REASONS, Connection
 
 log = logging.getLogger("agent_sse")
 
+TICK_INTERVAL = 15.0  # s at most, also with a longer heartbeat: counts of streams are believed for 45 s
 TICK_BATCH = 200  # sessions in one pipeline
 PRESENCE_INTERVAL = 1.0  # s; a session's count of streams is written at most this often
 PERMISSION_EVENT = b'{"type":"permission_'
@@ -325,7 +326,7 @@ class Hub:
     async def _tick_batch(self, batch: list[Channel]) -> None:
         for channel in batch:
             channel.last_tick = self.now
-            channel.next_tick = self.now + self.settings.heartbeat_interval
+            channel.next_tick = self.now + min(self.settings.heartbeat_interval, TICK_INTERVAL)
             channel.ticked_tip = channel.tip
         ticks = await self.store.tick_many([(c.session_id, self.process_id, len(c.connections)) for c in batch])
         for channel, tick in zip(batch, ticks, strict=True):

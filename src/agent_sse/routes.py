@@ -219,8 +219,8 @@ class _Endpoints:
         streams = {hub.process_id: hub.streams_of(session_id)}
         data: dict[str, Any] = {
             "session_id": session_id, "status": "degraded", "connections": streams[hub.process_id],
-            "pending_permissions": [], "last_event_id": None, "redis": {"ok": False, "latency_ms": None},
-            "retained_events": 0, "timestamp": events.timestamp(),
+            "pending_permissions": [], "pending_total": 0, "last_event_id": None,
+            "redis": {"ok": False, "latency_ms": None}, "retained_events": 0, "timestamp": events.timestamp(),
         }  # fmt: skip
         try:
             latency = await store.ping()
@@ -232,6 +232,7 @@ class _Endpoints:
         data["pending_permissions"] = [
             {**json.loads(payload)["data"], "presented": presented} for presented, payload in found.pending
         ]
+        data["pending_total"] = found.pending_total
         data["last_event_id"] = _shown_id(found.tip)
         data["redis"] = {"ok": True, "latency_ms": round(latency, 3)}
         data["retained_events"] = found.retained_events
@@ -255,7 +256,8 @@ class _Endpoints:
             raise ApiError(403, "scope_missing", f"this needs the scope '{EVENTS_READ}': use a token that carries it")
         store = self._service.store
         owned = await store.sessions_of(principal.subject)
-        names = list(dict.fromkeys([*owned, *sorted(principal.sessions or ())]))
+        known = dict.fromkeys([*owned, *sorted(principal.sessions or ())])
+        names = [name for name in known if not await self._service.authorizer.refuses(principal, name)]
         tips = await store.tips_of(names)
         rows = [
             {"session_id": name, "owned": name in owned, "last_event_id": _shown_id(tip)}

@@ -205,8 +205,10 @@ def prepare_dev(settings: Settings) -> tuple[Settings, list[str]]:
         lines.append(f"Tokens are signed with a secret made for you, kept in {state_dir(settings.state_dir)}.")
     os.environ["AGENT_SSE_PORT"] = str(check_address(settings.host, settings.port))
     settings = load_settings()
-    token = encode_token(settings, subject="dev", sessions=[DEV_SESSION], ttl_seconds=DEV_TOKEN_SECONDS)
-    lines += [f"Open {page_url(settings, DEV_SESSION, token)}", "Try it: " + EXAMPLE]
+    if settings.jwt_algorithm.startswith("HS"):  # otherwise tokens come from an issuer elsewhere
+        token = encode_token(settings, subject="dev", sessions=[DEV_SESSION], ttl_seconds=DEV_TOKEN_SECONDS)
+        lines.append(f"Open {page_url(settings, DEV_SESSION, token)}")
+    lines.append("Try it: " + EXAMPLE)
     return settings, lines
 
 

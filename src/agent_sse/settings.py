@@ -35,7 +35,7 @@ class RedisSettings(BaseSettings):
     retention_events: Count = Field(1000, description="How many events of a session can be replayed")
     retention_bytes: Count = Field(16 * 1024 * 1024, description="How many bytes of events a session keeps")
     max_event_bytes: Count = Field(256 * 1024, description="Largest event, as JSON")
-    session_ttl: Seconds = Field(24 * 3600, description="How long owner, state and grants outlive the last use")
+    session_ttl: Seconds = Field(24 * 3600, ge=5, description="How long owner, state and grants outlive the last use")
     publish_timeout: Seconds = Field(5, description="How long a publish may take before it raises PublishTimeout")
     permission_concurrency: Count = Field(1, description="How many permission requests are shown at a time")
     max_pending_permissions: Count = Field(1000, description="Open permission requests per session")

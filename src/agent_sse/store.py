@@ -18,6 +18,7 @@ from agent_sse.settings import RedisSettings
 STREAM_LEASE_MS = 45_000  # how long a process's count of open streams is believed
 TICKET_SECONDS = 30
 OWNED_LIMIT = 1000
+OWNED_SECONDS = 30 * 24 * 3600  # an index in another slot: entries are checked when read, so a long life does no harm
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Health:
     retained_events: int
     streams: dict[str, int]
     pending: Sequence[tuple[bool, bytes]]
+    pending_total: int
 
 
 def _id(text: bytes) -> EventId:
@@ -142,14 +144,14 @@ class Store:
 
     async def health(self, session_id: str) -> Health:
         """Read what the health endpoint tells; counts of processes that stopped renewing them are left out."""
-        tip, retained, streams, pending, now = await self._run(scripts.HEALTH, session_id)
+        tip, retained, streams, pending, now, total = await self._run(scripts.HEALTH, session_id)
         counts: dict[str, int] = {}
         for process, value in zip(streams[::2], streams[1::2], strict=True):
             count, until = value.split()
             if int(until) > int(now):
                 counts[process.decode()] = int(count)
         rows = [(flag == b"1", payload) for flag, payload in zip(pending[::2], pending[1::2], strict=True)]
-        return Health(_id(tip), int(retained), counts, rows)
+        return Health(_id(tip), int(retained), counts, rows, int(total))
 
     async def open(self, session_id: str, owner: str) -> bool:
         """Register the owner; False when another one owns the session."""
@@ -157,12 +159,11 @@ class Store:
             return False
         if owner:
             key, now = self.keyspace.owned(owner), int(time.time())
-            ttl = int(self.settings.session_ttl)
             await self.backend.commands(
                 [
                     ("ZADD", key, now, session_id),
                     ("ZREMRANGEBYRANK", key, 0, -OWNED_LIMIT - 1),
-                    ("EXPIRE", key, 2 * ttl),
+                    ("EXPIRE", key, OWNED_SECONDS),
                 ]
             )
         return True
@@ -182,6 +183,7 @@ class Store:
         members = [m.decode() for m in await self.backend.command("ZREVRANGE", key, 0, OWNED_LIMIT - 1)]
         if not members:
             return []
+        await self.backend.command("EXPIRE", key, OWNED_SECONDS)
         owners = await self.backend.commands([("HGET", self.keyspace.session(m).state, "owner") for m in members])
         gone = [m for m, found in zip(members, owners, strict=True) if found is None or found.decode() != owner]
         if gone:

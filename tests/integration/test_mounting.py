@@ -369,6 +369,17 @@ async def test_authorize_decides(
                 assert expected == stream.status
 
 
+async def test_sessions_that_authorize_refuses_are_not_listed(valkey: Valkey) -> None:
+    """`GET /sessions` lists what the token may use, and the application's no is a no."""
+
+    def authorize(_: Principal, session_id: str) -> bool | None:
+        return False if session_id == "s1" else None
+
+    async with hosted(valkey, FastAPI(), authorize=authorize) as (http, _, _):
+        reply = await http.get("/sessions", headers=bearer(make_token("s1", "s2")))
+        assert ["s2"] == [row["session_id"] for row in reply.json()["data"]["sessions"]]
+
+
 async def test_authorize_is_told_who_and_what(valkey: Valkey) -> None:
     """It gets the verified principal and the session, and is not asked about a wrong token or an impossible id."""
     asked: list[tuple[str, str, frozenset[str] | None]] = []

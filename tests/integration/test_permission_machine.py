@@ -35,7 +35,6 @@ from harness import DEADLINE, Valkey, bearer, make_settings, make_token, serve, 
 from permission_time import let_time_pass
 
 GAP = 1000  # ms
-SUCCESSOR = 10_000  # ms; what is presented later than this after a clear succeeds nothing
 RETENTION = 600_000  # ms; the setting's default
 LONGEST = 300  # s; the longest time-out that is asked with
 
@@ -127,7 +126,7 @@ class Book:
             replaced = now - book.cleared < GAP
             for entry in presented:
                 assert entry.shown is not None
-                replaced |= now - entry.shown < GAP and entry.shown - prior.at <= SUCCESSOR
+                replaced |= now - entry.shown < GAP
             if replaced or (not presented and book.pending):
                 return book.verdict(prior, approved, "just_replaced")
         return book.verdict(presented[0], approved, "") if presented else (404, "nothing_pending", None)

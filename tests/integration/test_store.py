@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import redis.asyncio as redis
 from agent_sse import RedisRefused, SimpleNotifier
 from agent_sse.backend import Backend
 from agent_sse.frames import format_id, parse_id
+from agent_sse.permissions import PermissionRequest, Permissions
 from agent_sse.settings import Settings
 from agent_sse.store import Publish, Snapshot, Store
 from harness import Valkey, make_settings, until
@@ -308,6 +310,38 @@ async def test_owner_is_renewed_by_an_open_stream(valkey: Valkey, client: redis.
         for name in ("state", "publishers"):
             assert 999_000 < await client.pttl(key(name)) <= 1_000_000
         assert 0 < await client.pttl(key("streams")) <= 45_000
+
+
+async def test_owners_index_outlives_a_session_that_is_only_published_to(valkey: Valkey, client: redis.Redis) -> None:
+    """Publishing and streams keep a session alive but cannot reach its owner's list: that lives on by itself."""
+    async with direct(valkey, session_ttl=10, retention_seconds=5) as session:
+        assert await session.store.open(S, "alice")
+        (index,) = [name async for name in client.scan_iter("agent_sse:owner:*")]
+        await client.expire(index, 100)
+        assert [S] == await session.store.sessions_of("alice")
+        assert await client.ttl(index) > 86_400
+
+
+async def test_health_lists_every_open_request(valkey: Valkey) -> None:
+    """More than a hundred open requests are all there, up to the bytes that a session may keep; the total is true."""
+    async with direct(valkey) as session, direct(valkey, retention_bytes=2_000) as small:
+        permissions = Permissions(session.store)
+        asking = [
+            asyncio.create_task(permissions.ask(PermissionRequest(S, "t", {"n": i}, "low", 60, "c")))
+            for i in range(120)
+        ]
+
+        async def open_requests() -> bool:
+            return (await session.store.health(S)).pending_total == 120
+
+        await until(open_requests)
+        assert 120 == len((await session.store.health(S)).pending)
+        cut = await small.store.health(S)
+        assert (120, True) == (cut.pending_total, 0 < len(cut.pending) < 12)
+        for task in asking:
+            task.cancel()
+        await asyncio.wait(asking)
+        await permissions.aclose()
 
 
 async def test_opening_again_never_shortens_a_session(valkey: Valkey, client: redis.Redis) -> None:

@@ -3,7 +3,6 @@
 -- ARGV[6] "answer" or "withdraw"   ARGV[7] request id, or "" for the presented one   ARGV[8] "1" = approved
 -- ARGV[9] reason (JSON)            ARGV[10] who (JSON)
 -- Returns {code, …verdict}: resolved, repeated, conflict, gone, just_replaced; or {code}: unknown, nothing, ambiguous.
-local SUCCESSOR = 10000 -- ms; a request that came later than this after the one before it replaces nothing
 local refused = load_state()
 if refused then return refused end
 sweep()
@@ -34,8 +33,7 @@ local function pick()
     -- With several presented at a time one may be left that was there before; its card was not the one on top.
     local replaced = since_cleared() < GAP
     if current then
-      replaced = replaced
-        or (now >= current.shown and now - current.shown < GAP and current.shown - before.at <= SUCCESSOR)
+      replaced = replaced or (now >= current.shown and now - current.shown < GAP)
     else
       replaced = replaced or redis.call('ZCARD', queue) > 0
     end
