@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -116,6 +117,24 @@ async def until(condition: Callable[[], Any], *, deadline: float = DEADLINE, wha
             return value
         assert loop.time() < end, f"{what} did not come true within {deadline} s"
         await asyncio.sleep(0.01)
+
+
+def processes_with(word: str) -> dict[int, str]:
+    """Return the running processes with ``word`` in their command line or environment: their command lines, by id.
+
+    See that it finds something while there is something: then its finding nothing says that nothing is left.
+    """
+    if not Path("/proc/self/environ").exists():  # macOS; there the environment stands behind the command line
+        shown = subprocess.run(["ps", "-axEww", "-o", "pid=,command="], check=True, capture_output=True).stdout
+        rows = (line.strip().partition(" ") for line in shown.decode(errors="replace").splitlines())
+        return {int(pid): line for pid, _, line in rows if word in line}
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            line = (path / "cmdline").read_bytes()
+            if line and word.encode() in line + b"\0" + (path / "environ").read_bytes():  # a zombie has none
+                found[int(path.name)] = line.replace(b"\0", b" ").decode(errors="replace")
+    return found
 
 
 def make_settings(url: str, **overrides: Any) -> Settings:

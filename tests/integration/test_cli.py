@@ -34,6 +34,7 @@ from harness import (
     bearer,
     make_settings,
     make_token,
+    processes_with,
     serve,
     until,
 )
@@ -171,17 +172,6 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def processes_with(word: str) -> list[str]:
-    """The command lines of the running processes that mention ``word``."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if word in line:
-                found.append(line)
-    return found
-
-
 # -- serve ------------------------------------------------------------------------------------------------------------
 
 
@@ -204,13 +194,14 @@ async def test_serve_keeps_embedded_data_and_leaves_nothing_running(folder: Path
     async with service:
         status, first, errors = await command("publish", "s1", STATUS, state_dir=str(folder))
         assert (0, "") == (status, errors)
+        assert 2 <= len(processes_with(str(folder))), "the service and its Valkey"
         assert 0 == await service.stop()
-    assert [] == processes_with(str(folder))
+    assert {} == processes_with(str(folder))
     async with ServiceProcess(settings) as service:
         async with Stream(service.served.events("s1", make_token("s1"), cursor="0-0")) as stream:
             assert first.strip() == (await stream.next()).id
         assert 0 == await service.stop()
-    assert [] == processes_with(str(folder))
+    assert {} == processes_with(str(folder))
 
 
 async def test_serve_with_workers_serves_and_ends_whole(folder: Path) -> None:
@@ -227,9 +218,10 @@ async def test_serve_with_workers_serves_and_ends_whole(folder: Path) -> None:
             assert 0 == status
             assert event_id.strip() == (await stream.next()).id
             await until(lambda: service.output.count("Application startup complete") == 2, what="two workers")
+            assert 4 <= len(processes_with(str(folder))), "the parent, two workers and their Valkey"
             assert 0 == await service.stop()
             await stream.end()
-    assert [] == processes_with(str(folder))
+    assert {} == processes_with(str(folder))
     assert "token=***" in service.output
     assert token not in service.output
     assert "Traceback" not in service.output
@@ -240,6 +232,7 @@ async def test_serve_workers_end_with_their_killed_parent(folder: Path) -> None:
     service = ServiceProcess({"AGENT_SSE_STATE_DIR": str(folder)}, arguments=("--workers", "2"))
     async with service:
         await until(lambda: service.output.count("Application startup complete") == 2, what="two workers")
+        assert 4 <= len(processes_with(str(folder))), "the parent, two workers and their Valkey"
         assert -signal.SIGKILL == await service.stop(signal.SIGKILL)  # returns when nobody holds its output any more
     await until(lambda: not processes_with(str(folder)), what="end of the Valkey")
 
@@ -532,24 +525,35 @@ async def test_watch_ends_when_the_session_is_closed(valkey: Valkey, notifier: S
 
 async def test_watch_ends_quietly_when_nobody_reads_it(valkey: Valkey, notifier: SimpleNotifier) -> None:
     """`agent-sse watch s1 | head -1` is no error."""
-    line = f"{sys.executable} -m agent_sse watch s1 | head -n 1; echo status ${{PIPESTATUS[0]}}"
+    ours, theirs = os.pipe()
     process = await asyncio.create_subprocess_exec(
-        "bash", "-c", line, env=environment_of(redis_url=valkey.url), cwd="/",
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        sys.executable, "-m", "agent_sse", "watch", "s1", env=environment_of(redis_url=valkey.url), cwd="/",
+        stdin=asyncio.subprocess.DEVNULL, stdout=theirs, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    assert process.stdout is not None
-    async with asyncio.timeout(DEADLINE):
-        assert b"result_cleared" in await process.stdout.readline()
+    os.close(theirs)
+    reader = asyncio.StreamReader()
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ours, "rb")
+    )
+    try:
+        async with asyncio.timeout(DEADLINE):
+            assert b"result_cleared" in await reader.readline()
+            pipe.close()
 
-        async def more() -> None:
-            while True:
-                await notifier.error("s1", "one more")
+            async def more() -> None:
+                while True:
+                    await notifier.error("s1", "one more")
 
-        talking = asyncio.create_task(more())
-        assert b"status 0\n" == await process.stdout.read()
-        talking.cancel()
-        await asyncio.gather(talking, return_exceptions=True)
-        await process.wait()
+            talking = asyncio.create_task(more())
+            _, errors = await process.communicate()
+            talking.cancel()
+            await asyncio.gather(talking, return_exceptions=True)
+        assert (0, b"") == (process.returncode, errors)
+    finally:
+        pipe.close()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def test_watch_on_a_terminal_shows_a_table_and_answers(valkey: Valkey, notifier: SimpleNotifier) -> None:

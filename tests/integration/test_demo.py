@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getopt
 import os
 import pty
 import re
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from harness import DEADLINE, Valkey, until
+import httpx
+
+from harness import DEADLINE, Valkey, processes_with, until
+
+
+def pasted(client: httpx.AsyncClient, line: str) -> httpx.Request:
+    """Return the request that a printed curl line makes, read as a shell and curl read it."""
+    command, *words = shlex.split(line)
+    assert "curl" == command
+    options, (url,) = getopt.getopt(words, "NH:d:")
+    headers = [tuple(value.split(": ", 1)) for option, value in options if option == "-H"]
+    bodies = [value for option, value in options if option == "-d"]
+    return client.build_request("POST" if bodies else "GET", url, headers=headers, content="&".join(bodies) or None)
 
 
 class Demo:
@@ -45,19 +59,20 @@ class Demo:
                 await self._changed.wait()
         return found
 
-    async def paste(self, line: str) -> asyncio.subprocess.Process:
-        """Paste a line into another terminal's bash."""
-        return await asyncio.create_subprocess_exec(
-            "bash", "-c", line, env=self.environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    @asynccontextmanager
+    async def paste(self, line: str) -> AsyncIterator[None]:
+        """Paste a line into another terminal's shell, and close that terminal at the end with what runs in it."""
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", line, env=self.environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-
-    async def close(self, process: asyncio.subprocess.Process) -> None:
-        """Close the other terminal, with what runs in it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        async with asyncio.timeout(DEADLINE):
-            await process.communicate()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            async with asyncio.timeout(DEADLINE):
+                await process.communicate()
 
     async def end(self, number: int | None = None) -> int:
         """Wait for its end, after a signal if one is given; nothing may be left then. Return the exit status."""
@@ -69,15 +84,9 @@ class Demo:
         assert {} == self.left()
         return status
 
-    def left(self) -> dict[int, bytes]:
-        """The processes whose temporary directory is this demo's, by their ids."""
-        mark = f"TMPDIR={self.temporary}\0".encode()
-        found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark in (path / "environ").read_bytes() + b"\0":
-                    found[int(path.name)] = (path / "cmdline").read_bytes()
-        return {pid: line for pid, line in found.items() if line}
+    def left(self) -> dict[int, str]:
+        """The processes that have this demo's temporary directory in their environment or command, by their ids."""
+        return processes_with(str(self.temporary))
 
 
 @asynccontextmanager
@@ -103,6 +112,8 @@ async def demo(folder: Path, *arguments: str, terminal: bool = False, **settings
         os.close(slave)
         asyncio.get_running_loop().add_reader(master, lambda: _take_from(master, running))
     try:
+        await running.see("^Open the page:")
+        assert 2 <= len(running.left()), "the demo and its service, so that what is left later would be seen"
         yield running
     finally:
         if process.returncode is None:
@@ -145,22 +156,24 @@ async def test_demo_ends_when_nobody_answers(folder: Path) -> None:
 
 
 async def test_demo_prints_lines_that_work_when_pasted(folder: Path) -> None:
-    """The curl lines follow the stream and approve; no token stands in a query; SIGTERM leaves nothing behind."""
-    async with demo(folder, "--rounds", "2") as running:
-        stream = await running.paste((await running.see(r"^ +(curl -N .*/events/demo)$"))[1])
-        assert stream.stdout is not None
-        async with asyncio.timeout(2 * DEADLINE):
-            while b'"type":"permission_request"' not in await stream.stdout.readline():
-                pass
-        approve = await running.paste((await running.see(r"^ +(curl -H .*/permission-response/demo)$"))[1])
-        answer, _ = await approve.communicate()
-        assert b'"success":true' in answer
-        await running.see(r"the commit was made")
-        watch = await running.paste(f"echo n no more | {(await running.see(r'^ +(AGENT_SSE_.* watch demo)$'))[1]}")
-        await running.see("git_commit did not run: denied, .no more")
-        assert 0 == await running.end()
-        for process in (stream, watch):
-            await running.close(process)
+    """The curl lines follow the stream and approve, the watch denies; no token stands in a query."""
+    async with httpx.AsyncClient(timeout=2 * DEADLINE) as client, demo(folder, "--rounds", "2") as running:
+        follow = pasted(client, (await running.see(r"^ +(curl -N .*/events/demo)$"))[1])
+        async with contextlib.aclosing(await client.send(follow, stream=True)) as stream:
+            assert 200 == stream.status_code
+            async for line in stream.aiter_lines():
+                if '"type":"permission_request"' in line:
+                    break
+            else:
+                raise AssertionError("the stream ended before it asked")
+            approve = pasted(client, (await running.see(r"^ +(curl -H .*/permission-response/demo)$"))[1])
+            answer = await client.send(approve)
+            assert (200, True) == (answer.status_code, answer.json()["success"]), answer.text
+            await running.see(r"the commit was made")
+            watch = (await running.see(r"^ +(AGENT_SSE_.* watch demo)$"))[1]
+            async with running.paste(f"echo n no more | {watch}"):
+                await running.see("git_commit did not run: denied, .no more")
+            assert 0 == await running.end()
     assert "?token=" not in running.output
     assert re.search(r"^ +http://127\.0\.0\.1:\d+/#session=demo&token=\S+$", running.output, re.MULTILINE)
 
@@ -179,12 +192,13 @@ async def test_demo_service_ends_with_a_killed_demo(folder: Path) -> None:
         await running.see("PERMISSION +git_commit")
         running.process.kill()
         await until(
-            lambda: not any(b"serve" in line or b"valkey" in line for line in running.left().values()),
+            lambda: not any("agent_sse serve" in line or "--unixsocket" in line for line in running.left().values()),
             what="their end",
         )
         # The agent gives up when it has not reached Redis for long enough: that is not waited for here.
         for pid in running.left():
-            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         await until(lambda: not running.left(), what="the agent's end")
 
 
