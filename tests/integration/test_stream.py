@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -18,12 +18,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_sse import SimpleNotifier, scripts
+from agent_sse import PermissionDecision, SimpleNotifier, scripts
 from agent_sse.backend import Backend
 from agent_sse.store import Publish, Store
 from harness import (
+    DEADLINE,
     Event,
     Follower,
+    Served,
     Stream,
     Valkey,
     bearer,
@@ -566,39 +568,311 @@ async def test_stream_outlives_redis(valkey: Valkey) -> None:
 
 # -- sessions never mix -------------------------------------------------------------------------------------------
 
-SUFFIXES = ["", ":b", ".", ":events", ":", "-", "_", "A", "a", "a:b", ".b"]
+# Session names that differ by these only: what mixes them up would mix up real ones.
+FAMILIES = [("", ":", ":b"), ("a", "A", "a:b"), ("", ":events", ":state"), (".", "-", "_", "..")]
 RUNS = itertools.count()
+PERMISSION_EVENTS = {"permission_request", "permission_response_result", "permission_cleared"}
+STEPS = [
+    "publish", "publish_together", "clear", "ask", "answer", "answer_of_another_session", "answer_without_id",
+    "resume", "resume_from_another_session", "snapshot", "look", "trespass",
+]  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+class Tenant:
+    """A session, the only token for it, a stream that is always open, and what has to be in it and nowhere else."""
+
+    def __init__(self, served: Served, name: str) -> None:
+        self.name = name
+        self.user = f"user of {name}"
+        self.token = make_token(name, sub=self.user)
+        self.url = served.events(name, self.token)
+        self.stream = Stream(self.url)
+        self.published: list[tuple[str, str, str | None]] = []  # id, type, mark
+        self.status: str | None = None  # the marks of what a snapshot has to show
+        self.result: str | None = None
+        self.asked: dict[str, asyncio.Task[PermissionDecision]] = {}
+        self.answered: dict[str, bool] = {}
+
+    @property
+    def pending(self) -> list[str]:
+        return [request_id for request_id in self.asked if request_id not in self.answered]
+
+    def mark(self, event: dict[str, Any]) -> str | None:
+        """Return what an event says, after a look at whose it is."""
+        kind, data = event["type"], event.get("data", {})
+        if kind in ("permission_response_result", "permission_cleared"):
+            assert data["request_id"] in self.asked or "none" == data["outcome"], event
+            return None
+        if kind == "permission_request":
+            assert data["request_id"] in self.asked, event
+            mark = data["parameters"]["mark"]
+        elif kind == "tool_status":
+            mark = data["details"]["parameters"]["mark"]
+        else:
+            mark = {"tool_result": data.get("result"), "error": event.get("message")}.get(kind)
+        assert mark is None or self.name == mark.split()[0], event
+        return mark
+
+    def assert_snapshot(self, events: list[Event]) -> None:
+        """It shows this session's state and nothing else."""
+        for event in events:
+            assert event.id is None
+            self.mark(event.json)
+        *statuses, result, permission = (event.json for event in events)
+        assert ([] if self.status is None else [self.status]) == [self.mark(status) for status in statuses]
+        assert ("result_cleared" if self.result is None else "tool_result", self.result) == (
+            result["type"], self.mark(result),
+        )  # fmt: skip
+        shown = permission["data"]["request_id"]
+        assert (permission["type"] == "permission_request") == (shown is not None)
+        assert shown in (None, *self.pending)
+
+
+class Neighbours:
+    """Sessions side by side, and what may happen in them: the methods named in `STEPS`, each for two sessions."""
+
+    def __init__(self, valkey: Valkey, notifier: SimpleNotifier, served: Served, client: httpx.AsyncClient) -> None:
+        self.valkey = valkey
+        self.notifier = notifier
+        self.served = served
+        self.client = client
+        self.numbers = itertools.count()
+
+    # What agents do.
+
+    def emit(self, to: Tenant, kind: str) -> Awaitable[str]:
+        mark = f"{to.name} {next(self.numbers)}"
+        to.published.append(("", kind, mark))
+        if kind == "tool_status":  # the same call in all sessions
+            to.status = mark
+            return self.notifier.tool_status(to.name, "t", "executing", tool_call_id="c", parameters={"mark": mark})
+        if kind == "tool_result":
+            to.result = mark
+            return self.notifier.tool_result(to.name, "t", mark, tool_call_id="c")
+        return self.notifier.error(to.name, mark)
+
+    async def publish(self, one: Tenant, other: Tenant, flag: bool) -> None:
+        for tenant in (one, other) if flag else (one, one):
+            for kind in ("tool_status", "tool_result"):
+                event_id = await self.emit(tenant, kind)
+                tenant.published[-1] = (event_id, *tenant.published[-1][1:])
+
+    async def publish_together(self, one: Tenant, other: Tenant, flag: bool) -> None:
+        tenants = [one, other, one, other, other] if flag else [other, one, one, one, other]
+        calls, places = [], []
+        for tenant in tenants:
+            places.append((tenant, len(tenant.published)))
+            calls.append(self.emit(tenant, "error"))
+        for (tenant, n), event_id in zip(places, await asyncio.gather(*calls), strict=True):
+            tenant.published[n] = (event_id, *tenant.published[n][1:])
+
+    async def clear(self, one: Tenant, _: Tenant, __: bool) -> None:
+        one.published.append((await self.notifier.clear_result(one.name), "result_cleared", None))
+        one.result = None
+
+    async def ask(self, one: Tenant, _: Tenant, __: bool) -> None:
+        if len(one.pending) == 3:
+            return
+        mark = f"{one.name} {next(self.numbers)}"
+        asking = asyncio.create_task(
+            self.notifier.request_permission(one.name, "t", {"mark": mark}, timeout=120, tool_call_id="p")
+        )
+
+        async def made() -> str | None:
+            rows = (await self.health(one))["pending_permissions"]
+            return next((row["request_id"] for row in rows if row["parameters"]["mark"] == mark), None)
+
+        first = not one.asked
+        one.asked[await until(made, what="the request")] = asking
+        if first:  # nothing is before it: it is shown at once
+            while (await one.stream.next("permission_request")).json["data"]["parameters"]["mark"] != mark:
+                pass
+
+    # What users do.
+
+    async def respond(self, one: Tenant, approved: bool, request_id: str | None) -> tuple[int, dict[str, Any]]:
+        body = {"approved": approved} if request_id is None else {"approved": approved, "request_id": request_id}
+        url = f"{self.served.api}/permission-response/{one.name}"
+        response = await self.client.post(url, json=body, headers=bearer(one.token))
+        return response.status_code, response.json()
+
+    async def settled(self, one: Tenant, request_id: str, approved: bool) -> None:
+        """The agent that asked gets this answer, by this user, and its request's id."""
+        one.answered[request_id] = approved
+        async with asyncio.timeout(DEADLINE):
+            decision = await one.asked[request_id]
+        assert (request_id, approved, one.user) == (decision.request_id, decision.approved, decision.resolved_by)
+
+    async def answer(self, one: Tenant, other: Tenant, flag: bool) -> None:
+        if not one.asked:
+            await self.ask(one, other, flag)
+        request_id = (one.pending or [*one.asked])[0]
+        before = one.answered.get(request_id)
+        status, body = await self.respond(one, flag, request_id)
+        if before in (None, flag):
+            assert (200, before is not None) == (status, body["data"].get("already_resolved", False))
+        else:
+            assert (409, "already_resolved") == (status, body["error"]["code"])
+        assert request_id == body["data"]["request_id"]
+        if before is None:
+            await self.settled(one, request_id, flag)
+
+    async def answer_of_another_session(self, one: Tenant, other: Tenant, flag: bool) -> None:
+        if not other.pending:
+            await self.ask(other, one, flag)
+        for request_id in other.asked:
+            if request_id not in one.asked:
+                status, body = await self.respond(one, flag, request_id)
+                assert (404, "unknown_request") == (status, body["error"]["code"])
+        await self.look(other, one, flag)
+
+    async def answer_without_id(self, one: Tenant, _: Tenant, flag: bool) -> None:
+        pending = one.pending
+        status, body = await self.respond(one, flag, None)
+        if status == 404:
+            assert ("nothing_pending", []) == (body["error"]["code"], pending)
+            return
+        request_id = body["data"]["request_id"]
+        assert request_id in one.asked
+        if len(one.asked) == len(pending):  # nothing was answered, so the first is on the screen
+            assert (200, pending[0]) == (status, request_id)
+        if status == 200 and "already_resolved" not in body["data"]:
+            assert request_id in pending
+            await self.settled(one, request_id, flag)
+        else:  # a double click
+            assert (200 if one.answered[request_id] == flag else 409) == status
+
+    async def look(self, one: Tenant, _: Tenant, __: bool) -> None:
+        found = await self.health(one)
+        assert one.name == found["session_id"]
+        assert one.pending == [row["request_id"] for row in found["pending_permissions"]]
+        assert all(not one.asked[request_id].done() for request_id in one.pending)
+        ids = [event_id for event_id, _ in await self.valkey.entries(one.name)]
+        assert (found["last_event_id"] in ids) if ids else (found["last_event_id"] is None)
+
+    async def health(self, one: Tenant) -> dict[str, Any]:
+        response = await self.client.get(f"{self.served.api}/health/{one.name}", headers=bearer(one.token))
+        data: dict[str, Any] = response.json()["data"]
+        return data
+
+    async def trespass(self, one: Tenant, other: Tenant, flag: bool) -> None:
+        if not other.pending:
+            await self.ask(other, one, flag)
+        api, mine = self.served.api, bearer(one.token)
+        blind, aimed = {"approved": flag}, {"approved": flag, "request_id": other.pending[0]}
+        for method, url, options in (
+            ("GET", f"{api}/events/{other.name}", {"headers": mine}),
+            ("GET", self.served.events(other.name, one.token), {}),
+            ("GET", f"{api}/health/{other.name}", {"headers": mine}),
+            ("POST", f"{api}/ticket/{other.name}", {"headers": mine}),
+            ("POST", f"{api}/permission-response/{other.name}", {"headers": mine, "json": blind}),
+            ("POST", f"{api}/permission-response/{other.name}", {"headers": mine, "json": aimed}),
+        ):
+            async with self.client.stream(method, url, **options) as response:
+                assert 403 == response.status_code, url
+                body = json.loads(await response.aread())
+            assert {"success", "message", "error"} == set(body)
+        rows = (await self.client.get(f"{api}/sessions", headers=mine)).json()["data"]["sessions"]
+        assert [one.name] == [row["session_id"] for row in rows]
+        await self.look(other, one, flag)
+
+    # What clients do.
+
+    async def connect(self, one: Tenant, cursor: str | None) -> list[Event]:
+        """Return what comes up to the priming id: whatever has an id is this session's own."""
+        async with Stream(one.url, {} if cursor is None else {"Last-Event-ID": cursor}) as stream:
+            await stream.primed()
+            records = list(itertools.takewhile(lambda event: event.data is not None, stream.records))
+        return [event for event in records if event.type != "heartbeat"]
+
+    async def resume(self, one: Tenant, other: Tenant, flag: bool) -> None:
+        entries = await self.valkey.entries(one.name)
+        if not entries:
+            await self.publish(one, other, flag)
+            entries = await self.valkey.entries(one.name)
+        at = 0 if flag else len(entries) // 2
+        got = [(event.id, event.json) for event in await self.connect(one, entries[at][0])]
+        assert entries[at + 1 :] == got[: len(entries) - at - 1]
+        for _, event in got[len(entries) - at - 1 :]:  # the next question may have been shown meanwhile
+            assert event["type"] == "permission_request"
+            one.mark(event)
+
+    async def resume_from_another_session(self, one: Tenant, other: Tenant, flag: bool) -> None:
+        mine = {event_id for event_id, _ in await self.valkey.entries(one.name)}
+        theirs = [event_id for event_id, _ in await self.valkey.entries(other.name) if event_id not in mine]
+        if not theirs:
+            await self.publish(other, one, False)
+            theirs = [event_id for event_id, *_ in other.published[-1:]]
+        reset, *snapshot = await self.connect(one, theirs[0 if flag else -1])
+        assert "stream_reset" == reset.type
+        tip = reset.json["data"]["last_event_id"]
+        assert tip in {"0-0", *(event_id for event_id, _ in await self.valkey.entries(one.name))}
+        one.assert_snapshot(snapshot)
+
+    async def snapshot(self, one: Tenant, _: Tenant, __: bool) -> None:
+        one.assert_snapshot(await self.connect(one, None))
+
+    async def settle(self, one: Tenant) -> None:
+        """Withdraw what is open, and compare everything that the session's stream ever had."""
+        open_requests = [one.asked[request_id] for request_id in one.pending]
+        for asking in open_requests:
+            asking.cancel()
+        await asyncio.gather(*open_requests, return_exceptions=True)
+        last = await self.emit(one, "error")
+        one.published[-1] = (last, *one.published[-1][1:])
+        while one.stream.last_id != last:
+            await one.stream.next()
+        entries = await self.valkey.entries(one.name)
+        records = [event for event in one.stream.records if event.data is not None and event.type != "heartbeat"]
+        assert entries == [(event.id, event.json) for event in records if event.id is not None]
+        marked = [(event_id, event["type"], one.mark(event)) for event_id, event in entries]
+        assert one.published == [row for row in marked if row[1] not in PERMISSION_EVENTS]
+        for event in records:
+            one.mark(event.json)
+        for request_id in one.asked:
+            told = [event for _, event in entries if event.get("data", {}).get("request_id") == request_id]
+            answers = [event["data"]["approved"] for event in told if event["type"] == "permission_response_result"]
+            assert ([one.answered[request_id]] if request_id in one.answered else []) == answers
+            kinds = [event["type"] for event in told if event["type"] != "permission_response_result"]
+            assert kinds in ([], ["permission_request", "permission_cleared"])
+
+        async def alone() -> bool:
+            return bool((await self.health(one))["connections"] == 1)
+
+        await until(alone, what="the end of the other streams")
+        found = await self.health(one)
+        assert ([], last, len(entries)) == (
+            found["pending_permissions"], found["last_event_id"], found["retained_events"],
+        )  # fmt: skip
+
+
+@settings(max_examples=14, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    names=st.lists(st.sampled_from(SUFFIXES), min_size=2, max_size=6, unique=True),
-    order=st.lists(st.integers(0, 5), min_size=1, max_size=60),
-    together=st.booleans(),
+    names=st.sampled_from(FAMILIES),
+    steps=st.lists(
+        st.tuples(st.sampled_from(STEPS), st.integers(0, 3), st.integers(0, 2), st.booleans()), min_size=40, max_size=80
+    ),
 )
 async def test_sessions_never_mix(
-    valkey: Valkey, notifier: SimpleNotifier, names: list[str], order: list[int], together: bool
+    valkey: Valkey, notifier: SimpleNotifier, names: tuple[str, ...], steps: list[tuple[str, int, int, bool]]
 ) -> None:
-    """However publishing to sessions with similar names interleaves, each stream gets exactly its own events."""
+    """Whatever happens in sessions with similar names, none sees events, cursors, requests or answers of another."""
     base = f"x{next(RUNS)}"
-    sessions = [base + name for name in names]
-    async with serve(make_settings(valkey.url)) as served:
-        streams = [Stream(served.events(session, make_token(session))) for session in sessions]
+    async with serve(make_settings(valkey.url, heartbeat_interval=HEARTBEAT)) as served, httpx.AsyncClient() as client:
+        tenants = [Tenant(served, base + name) for name in names]
+        world = Neighbours(valkey, notifier, served, client)
         try:
-            for stream in streams:
-                await stream.open()
-                await stream.primed()
-            targets = [sessions[n % len(sessions)] for n in order]
-            calls = [notifier.error(target, f"{target} {n}") for n, target in enumerate(targets)]
-            ids = await asyncio.gather(*calls) if together else [await call for call in calls]
-            # One more each, so that a stream which has it has all before it.
-            last = {session: await notifier.error(session, "last") for session in sessions}
-            for session, stream in zip(sessions, streams, strict=True):
-                expected = [
-                    (i, f"{session} {n}") for n, (i, t) in enumerate(zip(ids, targets, strict=True)) if t == session
-                ]
-                expected.append((last[session], "last"))
-                got = [await stream.next() for _ in expected]
-                assert expected == [(event.id, event.json["message"]) for event in got]
+            for tenant in tenants:
+                await tenant.stream.open()
+                await tenant.stream.primed()
+            for step, n, distance, flag in steps:
+                one = n % len(tenants)
+                other = (one + 1 + distance % (len(tenants) - 1)) % len(tenants)
+                await getattr(world, step)(tenants[one], tenants[other], flag)
+            for tenant in tenants:
+                await world.settle(tenant)
         finally:
-            await asyncio.gather(*(stream.close() for stream in streams))
+            asking = [task for tenant in tenants for task in tenant.asked.values()]
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, *(tenant.stream.close() for tenant in tenants), return_exceptions=True)
