@@ -24,7 +24,8 @@ _IN_QUERY = re.compile(_PARAMETER + r"[^&]*", re.ASCII | re.IGNORECASE)
 # In prose a URL ends at white space. A quote or a comma does not end it: it could stand before the token.
 _IN_TEXT = re.compile(_PARAMETER + r"[^&\s]*", re.ASCII | re.IGNORECASE)
 # A JSON Web Token anywhere, a path or an exception's text for instance: '{"' is "eyJ" in base64.
-_BARE_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+(?:\.[\w-]*)?", re.ASCII)
+# Possessive, and with every part but the first left out if need be: one pass, whatever a client sends.
+_BARE_TOKEN = re.compile(r"eyJ[\w-]++(?:\.[\w-]++(?:\.[\w-]*+)?)?", re.ASCII)
 
 # Control characters, line and paragraph separators, what changes the direction of text, and lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -195,7 +195,10 @@ class Authorizer:
         """
         if not principal.allows(scope):
             raise ApiError(403, "scope_missing", f"this needs the scope '{scope}': use a token that carries it")
+        # A ticket was made for one session; whose else its subject is does not matter.
         opinion = await self._opinion(principal, session_id)
+        if principal.read_only and not principal.lists(session_id):
+            opinion = False
         allowed = opinion if opinion is not None else principal.lists(session_id)
         if not allowed and opinion is None:
             allowed = await self._owner_of(session_id) == principal.subject

@@ -61,17 +61,21 @@ class Backend:
         self._client: redis.Redis | RedisCluster | None = None
         self._sharded = False
         self._attempt: asyncio.Task[None] | None = None
+        self._closed = False
         # redis-py's pools refuse a command when all connections are taken; here it waits for one.
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         try:
             redis.ConnectionPool.from_url(url)
-        except ValueError as error:
+        except ValueError:
+            # The parser's own words may hold a part of the password.
             raise ConfigurationError(
-                f"AGENT_SSE_REDIS_URL is not usable ({error}): write redis://host:6379/0, rediss://… or unix:///path"
+                "AGENT_SSE_REDIS_URL is not usable: write redis://host:6379/0, rediss://… or unix:///path, "
+                "and / # ? @ in a password as %2F %23 %3F %40"
             ) from None
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close every connection; nothing connects again."""
+        self._closed = True
         if self._attempt is not None:
             self._attempt.cancel()
             await asyncio.gather(self._attempt, return_exceptions=True)
@@ -96,6 +100,8 @@ class Backend:
 
     async def connect(self) -> redis.Redis | RedisCluster:
         """Return the client, finding out first what answers at the URL. Raises RedisUnavailable or RedisRefused."""
+        if self._closed:
+            raise RedisRefused("this connection to Redis was closed")
         while self._client is None:
             # One attempt serves all who wait: with a silent server each would take the whole time-out in turn.
             if self._attempt is None or self._attempt.done():
@@ -164,11 +170,19 @@ class Backend:
             results = await self._pipeline(client, calls)
             missing = [i for i, result in enumerate(results) if isinstance(result, failure.NoScriptError)]
             if missing:
-                for script in {calls[i].script.sha: calls[i].script for i in missing}.values():
-                    await self._load(client, script)
+                for i in {(calls[i].script.sha, await self.node_of(calls[i].keys[0])): i for i in missing}.values():
+                    await self._load(client, calls[i])
                 for i, result in zip(missing, await self._pipeline(client, [calls[i] for i in missing]), strict=True):
                     results[i] = result
+        if any(isinstance(result, failure.ReadOnlyError) for result in results):
+            await self._leave_replica(client)
         return [translate(result) if isinstance(result, Exception) else result for result in results]
+
+    @staticmethod
+    async def _leave_replica(client: redis.Redis | RedisCluster) -> None:
+        # A demoted primary keeps its clients: behind a name or a proxy only new connections reach the new one.
+        if isinstance(client, redis.Redis):
+            await client.connection_pool.disconnect(inuse_connections=False)
 
     @contextlib.asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -203,11 +217,13 @@ class Backend:
         return results
 
     @staticmethod
-    async def _load(client: redis.Redis | RedisCluster, script: Script) -> None:
+    async def _load(client: redis.Redis | RedisCluster, call: Call) -> None:
         if isinstance(client, RedisCluster):
-            await client.execute_command("SCRIPT LOAD", script.text, target_nodes=RedisCluster.PRIMARIES)
+            # Where the call goes, and nowhere else: another shard may be away.
+            node = client.get_node_from_key(call.keys[0])
+            await client.execute_command("SCRIPT LOAD", call.script.text, target_nodes=node)
         else:
-            await client.execute_command("SCRIPT LOAD", script.text)
+            await client.execute_command("SCRIPT LOAD", call.script.text)
 
     async def command(self, *args: Arg) -> Any:
         """Run one command on one key."""

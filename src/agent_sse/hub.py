@@ -246,7 +246,7 @@ class Hub:
             channel.sync = None
 
     async def _sync_page(self, channel: Channel) -> bool:
-        tip = channel.tip or ZERO
+        tip, seen = channel.tip or ZERO, channel.seen
         page = await self.store.replay(
             channel.session_id, tip, events=PAGE_EVENTS, size=self.settings.stream_buffer_bytes
         )
@@ -256,9 +256,9 @@ class Hub:
         for event_id, raw_id, payload in page.events:
             self._fan_out(channel, event_id, raw_id, payload)
             tip = event_id
-        # What was announced while reading is in the Stream by now; an announcement that the Stream does not know
-        # came from a server that is no longer the primary.
-        return tip >= page.tip and (tip >= channel.seen or not page.events)
+        # What was announced while reading is in the Stream by now: read again. An announcement from before the
+        # reading that the Stream does not know came from a server that is no longer the primary.
+        return tip >= page.tip and (tip >= channel.seen or (seen == channel.seen and not page.events))
 
     def _reset(self, channel: Channel, reason: str, tip: EventId) -> None:
         log.warning("session %s: %s, %d streams start anew", channel.session_id, reason, len(channel.connections))
@@ -331,10 +331,21 @@ class Hub:
         ticks = await self.store.tick_many([(c.session_id, self.process_id, len(c.connections)) for c in batch])
         for channel, tick in zip(batch, ticks, strict=True):
             if isinstance(tick, Exception):
-                log.debug("session %s: tick failed: %s", channel.session_id, tick)
                 channel.next_tick = self.now + self._step
+                self._tick_failed(channel, tick)
             else:
                 self._compare(channel, tick)
+
+    def _tick_failed(self, channel: Channel, error: Exception) -> None:
+        if not isinstance(error, RedisRefused):
+            log.debug("session %s: tick failed: %s", channel.session_id, error)
+            return
+        # Trying again will not mend it, and who waits for this channel would wait for ever.
+        waiting = [connection for connection in channel.connections if not connection.live]
+        log.warning("session %s: %d streams end: %s", channel.session_id, len(waiting), error)
+        channel.next_tick = self.now + self.settings.heartbeat_interval
+        for connection in waiting:
+            connection.end(frames.error_frame("unavailable", "the event store refused to serve; try again later"))
 
     def _compare(self, channel: Channel, tick: Tick) -> None:
         # A tombstone that was not there before tells more than the tip, which a session without events does not have.

@@ -126,7 +126,7 @@ class Permissions:
             request_id = await self._create(request, arguments)
             waiter.request_id = request_id
             return await self._wait(request, request_id, waiter)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, RedisUnavailable, RedisRefused):
             await self._withdraw_quietly(request.session_id, request_id)
             raise
         finally:

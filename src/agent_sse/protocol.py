@@ -11,17 +11,34 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 TRANSPORT = "agent_sse.transport"  # key in the ASGI scope's extensions
 
-_MALFORMED = json.dumps(
-    {
-        "success": False,
-        "message": "this is not an HTTP/1.1 request: check its request line, its headers and its body's framing",
-        "error": {"code": "malformed_request"},
-    }
-).encode()
+MAX_HEAD_BYTES = 64 * 1024  # request line and headers; also the trailers of a chunked body
+
+
+def _refusal(status: str, code: str, message: str) -> bytes:
+    body = json.dumps({"success": False, "message": message, "error": {"code": code}}).encode()
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+_MALFORMED = _refusal(
+    "400 Bad Request", "malformed_request",
+    "this is not an HTTP/1.1 request: check its request line, its headers and its body's framing",
+)  # fmt: skip
+_HEAD_TOO_LARGE = _refusal(
+    "431 Request Header Fields Too Large", "headers_too_large",
+    f"request line and headers are larger than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones",
+)  # fmt: skip
+_UPGRADE = _refusal(
+    "400 Bad Request", "upgrade_refused",
+    "a request with a body cannot ask for an upgrade here: send it as HTTP/1.1, without an Upgrade header",
+)  # fmt: skip
 
 
 class StreamProtocol(HttpToolsProtocol):
     """Puts its transport into ``scope["extensions"]`` (https://asgi.readthedocs.io/en/latest/extensions.html)."""
+
+    _in_head = True
+    _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Turn Nagle's algorithm off: it would hold an event back until the client has acknowledged the one before.
@@ -33,18 +50,66 @@ class StreamProtocol(HttpToolsProtocol):
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def data_received(self, data: bytes) -> None:
+        """Parse, with a bound on what is no body: uvicorn collects headers and trailers without one."""
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > MAX_HEAD_BYTES and self._in_head:
+            self._refuse(_HEAD_TOO_LARGE)
+
     def on_message_begin(self) -> None:
         """Add the extension to the scope of each request."""
         super().on_message_begin()
         extension: Any = self.transport  # the specification has dictionaries here; ours is read by ourselves only
         self.scope["extensions"] = {TRANSPORT: extension}
 
+    def on_headers_complete(self) -> None:
+        """Refuse an upgrade of a request with a body: the parser takes that body for the other protocol's bytes."""
+        self._in_head, self._head_bytes = False, 0
+        bodied = any(
+            name in (b"transfer-encoding", b"content-length") and value != b"0" for name, value in self.headers
+        )
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > MAX_HEAD_BYTES:  # it came in one piece
+            self._refuse(_HEAD_TOO_LARGE)
+        elif bodied and self.parser.should_upgrade():
+            self._refuse(_UPGRADE)
+        else:
+            super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; what comes behind the body is a trailer, which nobody reads."""
+        if self._in_head:
+            super().on_header(name, value)
+        else:
+            self._head_bytes += len(name) + len(value)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.transport.close()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body, unless the head was refused."""
+        if self.cycle:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Await the next request's head."""
+        self._in_head, self._head_bytes = True, 0
+        if self.cycle:  # there is none when the head was refused
+            super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
-        """Refuse what the parser could not read, as JSON; never into a response that has begun."""
+        """Refuse what the parser could not read."""
+        self._refuse(_MALFORMED)
+
+    def _refuse(self, response: bytes) -> None:
+        """Send a refusal and close; never as the answer to a request before it, nor into one that has begun."""
         # uvicorn declares the cycle as always there; before the first request it is None.
-        begun = bool(self.cycle) and self.cycle.response_started and not self.cycle.response_complete
-        if not (begun or self.pipeline):
-            head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            length = f"content-length: {len(_MALFORMED)}\r\n\r\n"
-            self.transport.write((head + length).encode() + _MALFORMED)
+        handled = bool(self.cycle) and not self.cycle.response_complete
+        if handled and self._in_head and not self.cycle.response_started:
+            self.cycle.keep_alive = False  # closes when that one, which came whole, is answered
+            self.flow.pause_reading()
+            return
+        if not (handled and self.cycle.response_started):
+            self.transport.write(response)
         self.transport.close()

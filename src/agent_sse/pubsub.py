@@ -119,16 +119,25 @@ class Subscriber:
             self._stale_topology = False
         if self._failures:
             await self._back_off()  # a link that opens and dies at once must not spin
+        silent: dict[str, RedisUnavailable | RedisRefused] = {}
         for channel in list(self._unplaced):
             node = await self._backend.node_of(channel.decode())
             link = self._links.get(node)
+            if node in silent:
+                continue  # one shard that is away must not keep the others' channels waiting
             if link is None:
-                connection = await self._backend.open_connection(node)
+                try:
+                    connection = await self._backend.open_connection(node)
+                except (RedisUnavailable, RedisRefused) as error:
+                    silent[node] = error
+                    continue
                 link = self._links[node] = _Link(self, node, connection, sharded=self._backend.sharded)
             if channel in self._unplaced:  # not removed meanwhile
                 self._unplaced.discard(channel)
                 self._placed[channel] = link
                 link.subscribe(channel)
+        if silent:
+            raise next(iter(silent.values()))
 
     def confirmed(self, channel: bytes, link: _Link) -> None:
         """Note that Redis confirmed a subscription on ``link``."""
@@ -231,7 +240,8 @@ class _Link:
                     raise ConnectionError(f"no answer to PING within {PING_INTERVAL:g} s") from None
                 self._answered = False
                 next_ping = loop.time() + PING_INTERVAL
-                await self._connection.send_command("PING", check_health=False)
+                async with asyncio.timeout(PING_INTERVAL):  # a peer that does not read must not hold this up either
+                    await self._connection.send_command("PING", check_health=False)
                 continue
             self._ordered.clear()
             orders, self._orders = self._orders, {}
@@ -244,4 +254,5 @@ class _Link:
         # Sharded channels of one command must share a slot, so there each gets its own, all in one write.
         size = 1 if self._sharded else SUBSCRIBE_BATCH
         commands: list[list[str | bytes]] = [[verb, *channels[i : i + size]] for i in range(0, len(channels), size)]
-        await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+        async with asyncio.timeout(PING_INTERVAL):
+            await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)

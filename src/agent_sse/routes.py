@@ -140,6 +140,8 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         raise ConfigurationError(describe(error)) from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigurationError(f".env cannot be read: {error}; write it in UTF-8") from None
 
 
 def router_of(service: Service, *, prefix: str | None = None) -> APIRouter:
@@ -180,7 +182,32 @@ def router_of(service: Service, *, prefix: str | None = None) -> APIRouter:
         "/sessions", endpoints.sessions, methods=["GET"], summary="List the sessions that the token may use",
         responses=error_docs(401, 403, 503),
     )  # fmt: skip
+    if router.prefix:  # without one, all of the host's own paths would be behind it
+        router.add_api_route(
+            "/{rest:path}", _refuse_path(router), methods=["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"],
+            include_in_schema=False,
+        )  # fmt: skip
     return router
+
+
+def _refuse_path(router: APIRouter) -> Callable[[Request, str], Coroutine[Any, Any, Response]]:
+    """Return the endpoint for what is below the prefix and is none of ours: also there an error is JSON."""
+    ours = [
+        (route.methods, re.compile(re.sub(r"\{\w+\}", "[^/]+", route.path.removeprefix(router.prefix + "/"))))
+        for route in router.routes
+        if isinstance(route, APIRoute)
+    ]
+
+    async def refuse(request: Request, rest: str) -> Response:
+        allowed = sorted({method for methods, path in ours if path.fullmatch(rest) for method in methods or ()})
+        if allowed:
+            names = ", ".join(allowed)
+            raise ApiError(
+                405, "method_not_allowed", f"this path takes {names}, not {request.method}", headers={"Allow": names}
+            )
+        raise ApiError(404, "not_found", "there is no such path; the service's /docs lists what there is")
+
+    return refuse
 
 
 class _Endpoints:

@@ -95,5 +95,7 @@ def _private(directory: Path) -> Path:
     if status.st_uid != os.getuid():
         raise ConfigurationError(f"{directory} belongs to another user: {_ELSEWHERE}")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigurationError(f"{directory} can be written by others: chmod 700 it, or {_ELSEWHERE}")
+        shared = status.st_mode & stat.S_ISVTX  # /tmp and its like must stay as they are
+        advice = _ELSEWHERE if shared else f"chmod 700 it, or {_ELSEWHERE}"
+        raise ConfigurationError(f"{directory} can be written by others: {advice}")
     return directory

@@ -175,7 +175,10 @@ class Connection:
         self._reset = None
         self.cursor = snapshot.tip
         self._primed = True
-        self.write(b"".join(parts) + frames.cursor_frame(snapshot.tip))
+        for part in parts:  # a snapshot may be as large as what a session keeps
+            self.write(part)
+            await self.sink.drained()
+        self.write(frames.cursor_frame(snapshot.tip))
         return snapshot.tip
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from agent_sse import events
 from agent_sse.errors import AgentSseError, InvalidEvent, PermissionDenied
-from agent_sse.keys import digest
 from agent_sse.permissions import SESSION_GONE, PermissionDecision, PermissionRequest
 
 if TYPE_CHECKING:
@@ -49,9 +48,7 @@ class ToolCall:
         self.tool_name = tool_name
         self.parameters = parameters
         if tool_call_id is None:
-            # A restarted agent that asks again with its key goes on with the same call, and its card.
-            unique = secrets.token_urlsafe(12) if idempotency_key is None else digest(idempotency_key)[:16]
-            tool_call_id = f"call_{unique}"
+            tool_call_id = "call_" + secrets.token_urlsafe(12)
         self.tool_call_id = events.check_name(tool_call_id, "tool_call_id")
         self.decision: PermissionDecision | None = None
         self.result: object = None
@@ -68,6 +65,7 @@ class ToolCall:
         self._started = time.monotonic()
         self._begun = False
         self._entered = False
+        self._completed = False
 
     async def progress(self, progress: float, *, total: float | None = None, message: str | None = None) -> str:
         """Publish how far the call is, in any unit; ``total`` in the same one. Returns the event's id."""
@@ -91,7 +89,8 @@ class ToolCall:
                 await self._status("waiting_permission")
                 self.decision = await self._notifier.ask(self._request())
                 if not self.decision:
-                    if self.decision.reason != SESSION_GONE:  # what is erased must not come back
+                    gone = self.decision.resolved_by is None and self.decision.reason == SESSION_GONE
+                    if not gone:  # what is erased must not come back
                         await self._end_unapproved(self.decision)
                     raise PermissionDenied(self.decision)
             await self._status("executing")
@@ -109,14 +108,30 @@ class ToolCall:
     ) -> None:
         self._entered = False
         if exc is None:
-            await self._complete()
+            try:
+                await self._complete()
+            except asyncio.CancelledError:
+                # The tool did run; what is not said yet is said before the cancellation goes on.
+                await self._complete_quietly()
+                raise
         elif isinstance(exc, asyncio.CancelledError):
             await self._say_last("cancelled", "cancelled")
         else:
             await self._say_last("failed", str(exc) or type(exc).__name__)
 
+    async def _complete_quietly(self) -> None:
+        try:
+            async with asyncio.timeout(LAST_WORDS):
+                await self._complete()
+        except (AgentSseError, TimeoutError) as failure:
+            log.warning(
+                "session %s: the end of call %s is not published: %s", self.session_id, self.tool_call_id, failure
+            )
+
     async def _complete(self) -> None:
-        await self._status("completed")
+        if not self._completed:
+            await self._status("completed")
+            self._completed = True
         try:
             await self._result(self.result, success=True)
         except InvalidEvent as error:

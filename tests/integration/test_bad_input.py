@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import json
@@ -330,7 +331,6 @@ MALFORMED = {
     "raw bytes in the path": b"GET " + PREFIX.encode() + b"/health/\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
     "space in a header's name": head("GET", ANSWER, "Bad Name: x"),
     "NUL in a header": head("GET", ANSWER, b"X-A: a\x00b"),
-    "URL of 100,000": head("GET", f"{PREFIX}/health/{'a' * 100_000}"),
 }
 
 
@@ -340,6 +340,64 @@ async def test_what_is_not_http_is_refused_in_json(place: Place, data: bytes) ->
     reply = await exchange(place.served, data)
     assert_refused(reply, 400, code="malformed_request")
     assert "close" == reply.headers["connection"]
+
+
+HEADS = {
+    "URL": head("GET", f"{PREFIX}/health/{'a' * 70_000}"),
+    "one header": head("GET", f"{PREFIX}/health/{SESSION}", f"X-A: {'a' * 70_000}"),
+    "many headers": head("GET", f"{PREFIX}/health/{SESSION}", *(f"X-{i}: a" for i in range(10_000))),
+    "headers without an end": head("GET", f"{PREFIX}/health/{SESSION}", *(f"X-{i}: a" for i in range(10_000)))[:-2],
+}
+
+
+@pytest.mark.parametrize("data", HEADS.values(), ids=HEADS.keys())
+async def test_large_head_is_refused_before_it_is_kept(place: Place, data: bytes) -> None:
+    """Request line and headers are bounded while they come in: 431, or 400 from the parser's own bounds."""
+    # In pieces, as a network would: what comes in one piece is parsed before anybody can count it.
+    host, port = place.served.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    async with asyncio.timeout(DEADLINE):
+        with contextlib.suppress(ConnectionError):
+            for start in range(0, len(data), 4096):
+                writer.write(data[start : start + 4096])
+                await writer.drain()
+        with contextlib.suppress(ConnectionError):  # the rest of the flood may reset it before the answer is read
+            first = await reader.readline()
+            assert first.startswith(b"HTTP/1.1 4") or first == b""
+    writer.transport.abort()
+
+
+async def test_trailers_are_bounded(place: Place) -> None:
+    """What comes behind a chunked body is not kept: the connection is closed."""
+    start = head("POST", ANSWER, "Transfer-Encoding: chunked") + b"2\r\n{}\r\n0\r\n"
+    host, port = place.served.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    async with asyncio.timeout(DEADLINE):
+        with contextlib.suppress(ConnectionError):
+            writer.write(start)
+            for i in range(100_000):
+                writer.write(b"X-%d: %s\r\n" % (i, b"a" * 100))
+                await writer.drain()
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(65536):
+                pass
+    writer.transport.abort()
+
+
+async def test_answer_with_garbage_behind_it_gets_its_own_reply(place: Place) -> None:
+    """A refusal of what follows is not taken for the reply to a good request before it."""
+    body = b'{"approved": true, "request_id": "pr_none"}'
+    good = head("POST", ANSWER, f"Content-Length: {len(body)}") + body
+    assert_refused(await exchange(place.served, good + b"\x00GARBAGE\r\n\r\n"), 404, code="unknown_request")
+
+
+async def test_upgrade_with_a_body_is_refused(place: Place) -> None:
+    """The parser would take the body for another protocol's; without a body the request is served as it is."""
+    upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+    body = b'{"approved": true}'
+    reply = await exchange(place.served, head("POST", ANSWER, *upgrade, f"Content-Length: {len(body)}") + body)
+    assert_refused(reply, 400, code="upgrade_refused")
+    assert 200 == (await exchange(place.served, head("GET", f"{PREFIX}/health/{SESSION}", *upgrade))).status
 
 
 async def test_garbage_behind_an_open_stream_ends_it_without_a_word(place: Place) -> None:

@@ -241,8 +241,8 @@ async def test_health_is_degraded_while_redis_is_away(folder: Path) -> None:
         data = reply.json()["data"]
         assert (200, "degraded", 1) == (reply.status_code, data["status"], data["connections"])
         assert {"ok": False, "latency_ms": None} == data["redis"]
-        fields = {"session_id", "status", "connections", "pending_permissions", "last_event_id", "redis",
-                  "retained_events", "timestamp"}  # fmt: skip
+        fields = {"session_id", "status", "connections", "pending_permissions", "pending_total", "last_event_id",
+                  "redis", "retained_events", "timestamp"}  # fmt: skip
         assert fields == set(data)
 
 

@@ -513,23 +513,6 @@ async def test_denial_of_a_dead_agents_call_closes_its_card(room: Room) -> None:
     assert ("tool_result", False) == (result["type"], result["data"]["success"])
 
 
-async def test_restarted_call_with_a_key_goes_on_with_its_card(room: Room) -> None:
-    """Without an id of its own a keyed call has the same one after a restart, so no card is left behind."""
-    calls: list[str] = []
-    for last in (False, True):
-        async with agent_process(room.valkey, "call", room.session, lease=1.0, idempotency_key="step-1") as process:
-            status = await room.stream.next("tool_status")
-            calls.append(status.json["data"]["tool_call_id"])
-            if last:
-                assert "resolved" == await room.answer(True)
-                assert [True, "approved"] == (await printed_decision(process))[:2]
-            else:
-                await room.presented()
-                process.kill()
-                await process.wait()
-    assert calls[0] == calls[1]
-
-
 async def test_second_place_is_filled_without_reading_again(
     room: Room, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:

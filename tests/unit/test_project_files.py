@@ -283,7 +283,7 @@ def test_nginx_writes_no_query_to_a_log() -> None:
     text = directives("deploy/nginx.conf")
     log_format = re.search(r"log_format (\w+) ([^;]*);", text)
     assert log_format is not None
-    safe = {"time_iso8601", "remote_addr", "request_method", "uri", "status", "body_bytes_sent", "request_time"}
+    safe = {"time_iso8601", "remote_addr", "request_method", "safe_path", "status", "body_bytes_sent", "request_time"}
     assert safe == set(re.findall(r"\$(\w+)", log_format[2]))
     assert [f"/dev/stdout {log_format[1]}"] == re.findall(r"access_log ([^;]*);", text)
     outside, inside = text.split("\nhttp {")

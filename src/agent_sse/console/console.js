@@ -25,7 +25,9 @@ const $ = (id) => document.getElementById(id);
 // ---- Text ----------------------------------------------------------------------------------------------------------
 
 // Bidirectional and invisible characters could make a request read as something else: they are shown by number.
-const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/gu;
+const UNSEEN = new RegExp(
+  "[\\p{Cc}\\p{Cf}\\p{Cs}\\p{Co}\\p{Cn}\\p{Zl}\\p{Zp}" +
+  "\\u034f\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180d\\u180f\\u2800\\u3164\\ufe00-\\ufe0e\\uffa0\\u{e0100}-\\u{e01ef}]", "gu");
 
 function visible(text) {
   return text.replace(UNSEEN, (char) => (char === "\n" ? char : `\\u{${char.codePointAt(0).toString(16)}}`));

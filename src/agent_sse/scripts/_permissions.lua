@@ -97,7 +97,14 @@ local function settle(id, r, outcome, reason, by, answered)
     unlist(id)
     redis.call('HSET', state, 'cleared', integer(now), 'prior', id)
   end
-  if lost and outcome ~= 'approved' then append_orphan(id, r) end -- an approval waits for a restarted agent
+  redis.call('HDEL', requests, 'e:' .. id) -- nobody shows it any more
+  if outcome ~= 'approved' then
+    if lost then append_orphan(id, r) end
+    redis.call('HDEL', requests, 'o:' .. id)
+  else
+    -- An approval waits for its agent; when that never takes it, the sweep has to close the call's card.
+    redis.call('ZADD', due, integer(r.key ~= '' and math.max(r.deadline, now) or math.max(r.lease, now)), id)
+  end
   redis.call(publish_command, wake, id)
 end
 
@@ -123,7 +130,11 @@ end
 local function sweep()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', integer(now), 'LIMIT', 0, 100)) do
     local r = load_request(id)
-    if r and r.st ~= 'pending' then
+    if r and r.st == 'approved' and redis.call('HEXISTS', requests, 'o:' .. id) == 1 then
+      append_orphan(id, r)
+      redis.call('HDEL', requests, 'o:' .. id)
+      redis.call('ZADD', due, integer(math.max(now, r.deadline) + retention), id)
+    elseif r and r.st ~= 'pending' then
       forget(id)
       if r.key ~= '' and redis.call('HGET', requests, 'k:' .. r.key) == id then
         redis.call('HDEL', requests, 'k:' .. r.key)

@@ -29,6 +29,7 @@ elseif not (first and first[2][4] == cursor) and cursor ~= tip then
   local expired = age > retention or below(oldest and oldest[2][4] or tip)
   return { expired and 'expired' or 'lost', tip }
 end
+if from > #entries and cursor ~= tip then return { 'lost', tip } end -- the event that the tip names was deleted
 local reply, size = { 'ok', tip }, 0
 for i = from, math.min(#entries, from + count - 1) do
   local payload = entries[i][2][2]

@@ -14,6 +14,10 @@ if tonumber(ARGV[7]) > 0 then
 else
   redis.call('HDEL', streams, ARGV[6])
 end
+local counts = redis.call('HGETALL', streams)
+for i = 1, #counts, 2 do -- of processes that were killed; #counts is the number of processes
+  if tonumber(string.match(counts[i + 1], '%d+$')) < now then redis.call('HDEL', streams, counts[i]) end
+end
 local first = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
 local rest = first[2] and math.max(0, tonumber(first[2]) - now) or -1
 return { tip, redis.call('GET', KEYS[6]) or '', rest, shown_events() }

@@ -23,6 +23,8 @@ else
   if r.st == 'approved' and r.to == '' then
     r.to = waiter
     save_request(id, r)
+    redis.call('HDEL', requests, 'o:' .. id)
+    redis.call('ZADD', due, integer(math.max(now, r.deadline) + retention), id)
   end
   reply = verdict('settled', id, r)
 end
