@@ -413,3 +413,15 @@ async def test_no_token_in_the_log(valkey: Valkey, plain: bool, arguments: tuple
     assert re.search(r"/events/s1\S* HTTP/1\.1\S* 200", process.output)
     assert [] == [secret for secret in secrets if secret in unquote(process.output)]
     assert "Traceback" not in process.output
+
+
+async def test_ticket_opens_no_other_session_of_its_owner(
+    http: httpx.AsyncClient, served: Served, notifier: SimpleNotifier
+) -> None:
+    """A ticket belongs to the session that it was made for, also when its subject owns others."""
+    for name in ("mine1", "mine2"):
+        await notifier.open_session(name, owner="alice")
+    reply = await http.post("/ticket/mine1", headers=bearer(make_token(sub="alice")))
+    ticket = reply.json()["data"]["token"]
+    async with Stream(served.events("mine2", ticket)) as stream:
+        assert 403 == stream.status

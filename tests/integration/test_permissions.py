@@ -498,6 +498,23 @@ async def test_closed_session_is_not_brought_back_by_a_call_that_waited(room: Ro
     assert {f"agent_sse:{{{room.session}}}:closed".encode()} >= {key for key in left if not key.endswith(b":streams")}
 
 
+async def test_approval_that_nobody_takes_closes_the_calls_card(room: Room) -> None:
+    """An agent dies and is approved before its lease lapses: once it has, the call is said to be over."""
+    async with agent_process(room.valkey, "call", room.session) as process:
+        request_id = await room.presented()
+        process.kill()
+        await process.wait()
+    assert "resolved" == await room.answer(True, request_id)
+    await room.stream.next("permission_cleared")
+    await room.pass_time(60_000, request_id)
+    status = (await room.stream.next("tool_status", "tool_result")).json
+    result = (await room.stream.next("tool_status", "tool_result")).json
+    assert ("tool_status", "cancelled") == (status["type"], status["data"]["status"])
+    assert ("tool_result", False) == (result["type"], result["data"]["success"])
+    async with room.valkey.client() as client:
+        assert not await client.hexists(f"agent_sse:{{{room.session}}}:requests", f"o:{request_id}")
+
+
 async def test_denial_of_a_dead_agents_call_closes_its_card(room: Room) -> None:
     """A keyed request that is denied while its agent is dead ends the call too: nobody else would say so."""
     async with agent_process(room.valkey, "call", room.session, lease=1.0, idempotency_key="step-1") as process:

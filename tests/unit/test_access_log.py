@@ -275,3 +275,9 @@ def test_plain_uvicorn_logs_no_token(tmp_path: Path, http: str, level: str) -> N
     assert [line for line in output.splitlines() if line.startswith("INFO: forged")] == []
     assert "token=***" in output
     assert "RuntimeError: cannot serve ?token=***" in output
+
+
+def test_blanking_takes_one_pass_over_a_hostile_query() -> None:
+    """What only looks like the beginning of tokens, over and over, is neither searched again and again nor kept."""
+    hostile = "x=" + "eyJ" * 2_000_000  # a quadratic search would not end within the suite's life
+    assert len(redact_query(hostile)) < 100

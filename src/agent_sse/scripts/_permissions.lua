@@ -66,6 +66,12 @@ local function schedule(id, r)
   redis.call('ZADD', due, integer(at), id)
 end
 
+-- A keyed answer waits for a restarted agent at least until the deadline that the agent was given.
+local function schedule_erasure(id, r)
+  local kept = r.key ~= '' and math.max(r.at, r.deadline) or r.at
+  redis.call('ZADD', due, integer(kept + retention), id)
+end
+
 -- The agent is gone: say for it what became of the tool call, so that no card stays for ever.
 local function append_orphan(id, r)
   local status, result = string.match(redis.call('HGET', requests, 'o:' .. id) or '', '^([^\n]+)\n([^\n]+)$')
@@ -83,9 +89,7 @@ local function settle(id, r, outcome, reason, by, answered)
   r.st, r.reason, r.by, r.at = outcome, reason, by, now
   save_request(id, r)
   redis.call('ZREM', queue, id)
-  -- A keyed answer waits for a restarted agent at least until the deadline that the agent was given.
-  local kept = r.key ~= '' and math.max(now, r.deadline) or now
-  redis.call('ZADD', due, integer(kept + retention), id)
+  schedule_erasure(id, r)
   if answered then
     append('{"type":"permission_response_result","data":{"success":true,"request_id":"' .. id .. '","approved":'
       .. (outcome == 'approved' and 'true' or 'false') .. ',"reason":' .. reason .. ',"timestamp":"' .. iso(now) .. '"}}', '')
@@ -101,9 +105,9 @@ local function settle(id, r, outcome, reason, by, answered)
   if outcome ~= 'approved' then
     if lost then append_orphan(id, r) end
     redis.call('HDEL', requests, 'o:' .. id)
-  else
+  elseif redis.call('HEXISTS', requests, 'o:' .. id) == 1 then
     -- An approval waits for its agent; when that never takes it, the sweep has to close the call's card.
-    redis.call('ZADD', due, integer(r.key ~= '' and math.max(r.deadline, now) or math.max(r.lease, now)), id)
+    redis.call('ZADD', due, integer(math.max(now, r.key ~= '' and r.deadline or r.lease)), id)
   end
   redis.call(publish_command, wake, id)
 end
@@ -133,7 +137,7 @@ local function sweep()
     if r and r.st == 'approved' and redis.call('HEXISTS', requests, 'o:' .. id) == 1 then
       append_orphan(id, r)
       redis.call('HDEL', requests, 'o:' .. id)
-      redis.call('ZADD', due, integer(math.max(now, r.deadline) + retention), id)
+      schedule_erasure(id, r)
     elseif r and r.st ~= 'pending' then
       forget(id)
       if r.key ~= '' and redis.call('HGET', requests, 'k:' .. r.key) == id then

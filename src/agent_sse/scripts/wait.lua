@@ -23,8 +23,7 @@ else
   if r.st == 'approved' and r.to == '' then
     r.to = waiter
     save_request(id, r)
-    redis.call('HDEL', requests, 'o:' .. id)
-    redis.call('ZADD', due, integer(math.max(now, r.deadline) + retention), id)
+    if redis.call('HDEL', requests, 'o:' .. id) == 1 then schedule_erasure(id, r) end
   end
   reply = verdict('settled', id, r)
 end
