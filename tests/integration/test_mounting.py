@@ -369,6 +369,19 @@ async def test_authorize_decides(
                 assert expected == stream.status
 
 
+async def test_what_is_below_the_prefix_and_none_of_ours_is_refused_in_json(valkey: Valkey) -> None:
+    """Wrong methods, unknown paths and a slash too many are ours to refuse in the host too, and redirect no token."""
+    async with hosted(valkey, FastAPI()) as (http, served, _):
+        reply = await http.post("/events/s1")
+        assert (405, "GET", "method_not_allowed") == (
+            reply.status_code, reply.headers["allow"], reply.json()["error"]["code"],
+        )  # fmt: skip
+        for path in ("/nope", f"/events/s1/?token={make_token('s1')}", "/events/"):
+            reply = await http.get(path)
+            assert (404, False) == (reply.status_code, reply.json()["success"])
+        assert {"detail": "Not Found"} == (await http.get(served.url + "/elsewhere")).json()  # the host's own affair
+
+
 async def test_sessions_that_authorize_refuses_are_not_listed(valkey: Valkey) -> None:
     """`GET /sessions` lists what the token may use, and the application's no is a no."""
 
