@@ -42,3 +42,9 @@ async def notifier(valkey: Valkey) -> AsyncIterator[SimpleNotifier]:
     """A notifier on the test's Valkey."""
     async with SimpleNotifier.from_url(valkey.url) as made:
         yield made
+
+
+@pytest.fixture
+def no_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a long heartbeat besides, no tick finds within a test's deadline what is to be found without one."""
+    monkeypatch.setattr("agent_sse.hub.TICK_INTERVAL", 600.0)

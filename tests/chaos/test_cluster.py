@@ -158,6 +158,7 @@ async def test_cluster_carries_events_and_answers_of_20_sessions(cluster: Cluste
             await asyncio.gather(*(stream.close() for stream in streams))
 
 
+@pytest.mark.usefixtures("no_ticks")
 async def test_cluster_loses_nothing_while_a_slot_moves(cluster: Cluster) -> None:
     """A session's slot moves from node to node in the middle of publishing: all ids once, in order, on one stream."""
     session = session_on(cluster, 0)

@@ -21,6 +21,7 @@ def parts(served: Served, session: str = "s1") -> tuple[Hub, Channel]:
     return hub, hub._channels[f"agent_sse:{{{session}}}:channel".encode()]
 
 
+@pytest.mark.usefixtures("no_ticks")
 async def test_event_that_comes_while_an_empty_page_is_on_its_way_is_delivered(
     valkey: Valkey, notifier: SimpleNotifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ async def test_no_loss_while_the_client_disconnects(valkey: Valkey, notifier: Si
         assert (EVENTS, 20, 21) == (len(published), done, follower.connects)
 
 
+@pytest.mark.usefixtures("no_ticks")
 async def test_no_loss_while_pubsub_connections_are_killed(valkey: Valkey, notifier: SimpleNotifier) -> None:
     """1,000 events while `CLIENT KILL TYPE pubsub` strikes 20 times: all ids once, in order, on the one stream."""
     async with (

@@ -501,6 +501,7 @@ async def test_lost_last_message_is_found_with_the_heartbeat(valkey: Valkey, not
         assert (ids, 1) == (follower.ids, follower.connects)
 
 
+@pytest.mark.usefixtures("no_ticks")
 async def test_gap_is_filled_in_order(valkey: Valkey, notifier: SimpleNotifier) -> None:
     """Lost messages are betrayed by the next one: what was lost comes first."""
     async with (
