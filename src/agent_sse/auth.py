@@ -8,14 +8,11 @@ https://www.rfc-editor.org/rfc/rfc7519 · https://www.rfc-editor.org/rfc/rfc8725
 
 from __future__ import annotations
 
-import base64
 import inspect
 import logging
 import math
-import re
 import secrets
 import time
-import unicodedata
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +20,12 @@ from typing import Any
 from jose import jwt
 
 from agent_sse.errors import ApiError, ConfigurationError
-from agent_sse.jwt_keys import Flaw, key_source, parse_object, secret_key
-from agent_sse.keys import SESSION_ID, check_session_id
+from agent_sse.jwt_claims import MAX_SESSIONS, kid_of, numeric_date, scopes_of, sessions_of, subject_of
+from agent_sse.jwt_keys import key_source, secret_key
+from agent_sse.jwt_text import Flaw, decode_part, parse_object
+from agent_sse.keys import check_session_id
 from agent_sse.settings import Settings
+from agent_sse.token_cache import TokenCache, digest_of
 
 EVENTS_READ = "events:read"
 EVENTS_PUBLISH = "events:publish"
@@ -33,13 +33,8 @@ PERMISSIONS_RESPOND = "permissions:respond"
 DEFAULT_SCOPE = f"{EVENTS_READ} {PERMISSIONS_RESPOND}"
 
 MAX_TOKEN_CHARS = 8192
-MAX_SUBJECT_CHARS = 256
-MAX_SESSIONS = 1000
 # The end of year 9999: a token may claim any later time, timers and dates need not bear it.
 MAX_EXPIRES_AT = 253_402_300_799.0
-
-_BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
-_CONTROL_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 logger = logging.getLogger("agent_sse")
 
@@ -86,14 +81,15 @@ class TokenVerifier:
         self._issuer = settings.jwt_issuer
         self._leeway = settings.jwt_leeway
         self._now = now
-        self._select = key_source(settings, monotonic)
+        self._keys = key_source(settings, monotonic)
+        self._verified: TokenCache[Principal] = TokenCache()
         if not self._audience:
             logger.warning(
                 "AGENT_SSE_JWT_AUDIENCE is not set: a token that your issuer made for another service is accepted here"
             )
 
     def verify(self, token: str) -> Principal:
-        """Return the token's principal.
+        """Return the token's principal, from memory if this very token was good before and has not expired.
 
         Raises :class:`ApiError` 401 with the code ``token_missing``, ``token_expired`` or ``token_invalid``, whatever
         is wrong with the token.
@@ -101,7 +97,7 @@ class TokenVerifier:
         if not token:
             raise _unauthorized("token_missing", "a token is needed: send 'Authorization: Bearer <token>'")
         try:
-            return self._principal(self._claims(token))
+            return self._remembered(token)
         except (ApiError, MemoryError):
             raise
         except Flaw as flaw:
@@ -112,39 +108,42 @@ class TokenVerifier:
             logger.debug("a token was refused because of %s", type(error).__name__)
             raise _unauthorized("token_invalid", "the token is malformed: send it exactly as issued") from None
 
-    def _claims(self, token: str) -> dict[str, Any]:
-        """Return the claims once the signature is known to be good; nothing in them is believed before."""
+    def _remembered(self, token: str) -> Principal:
+        """Return the principal of a token that was verified before, or verify it and remember it if it is good.
+
+        Of all that makes a token good only two things change with time: the key, and whether it has expired.
+        """
         if len(token) > MAX_TOKEN_CHARS:
             raise Flaw(f"the token is longer than {MAX_TOKEN_CHARS} characters")
+        if not token.isascii():
+            raise Flaw("the token is not base64url")
+        if self._keys.refresh():
+            self._verified = TokenCache()
+        # Held by a name, so that what a withdrawn key vouched for never gets into the cache that comes after it.
+        verified, digest = self._verified, digest_of(token)
+        principal = verified.get(digest, len(token))
+        if principal is None:
+            principal = self._principal(self._claims(token))
+            verified.put(digest, principal, len(token))
+        else:
+            self._check_expiry(principal.expires_at, self._now())
+        return principal
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        """Return the claims once the signature is known to be good; nothing in them is believed before."""
         parts = token.split(".")
         if len(parts) != 3:
             raise Flaw("the token is not three parts with dots between")
-        header_bytes, payload, signature = (_decode_part(part) for part in parts)
-        kid = self._check_header(parse_object(header_bytes))
-        key = self._select(kid)
+        header, payload, signature = map(decode_part, parts)
+        key = self._keys.select(kid_of(parse_object(header), self._algorithm))
         if key is None:
             raise Flaw("no key of this service fits the token's 'kid'")
         if not key.verify(token.rpartition(".")[0].encode("ascii"), signature):
             raise Flaw("the token's signature is wrong")
         return parse_object(payload)
 
-    def _check_header(self, header: dict[str, Any]) -> str | None:
-        """Return ``kid``. Nothing vouches for a header yet: it can be refused here, never choose how to verify."""
-        if header.get("alg") != self._algorithm:
-            raise Flaw(f"the token's algorithm is not {self._algorithm}")
-        if "crit" in header:
-            raise Flaw("the token demands an extension ('crit') that is not supported")
-        if "typ" in header:
-            kind = header["typ"]
-            if not isinstance(kind, str) or kind.lower() not in ("jwt", "at+jwt"):
-                raise Flaw("the token's 'typ' is not JWT")
-        kid = header.get("kid")
-        if kid is not None and not isinstance(kid, str):
-            raise Flaw("the token's 'kid' is not a string")
-        return kid
-
     def _principal(self, claims: dict[str, Any]) -> Principal:
-        subject = _subject(claims.get("sub"))
+        subject = subject_of(claims.get("sub"))
         expires_at = self._check_times(claims)
         if self._audience:
             audience = claims.get("aud")
@@ -152,24 +151,24 @@ class TokenVerifier:
                 raise Flaw("the token's audience ('aud') is not this service")
         if self._issuer and claims.get("iss") != self._issuer:
             raise Flaw("the token's issuer ('iss') is not the one this service trusts")
-        scope = claims.get("scope", DEFAULT_SCOPE)
-        if not isinstance(scope, str):
-            raise Flaw("the token's 'scope' is not a string")
-        return Principal(subject, frozenset(scope.split(" ")) - {""}, _sessions(claims), expires_at)
+        return Principal(subject, scopes_of(claims, DEFAULT_SCOPE), sessions_of(claims), expires_at)
 
     def _check_times(self, claims: dict[str, Any]) -> float:
         """Return ``exp`` (https://www.rfc-editor.org/rfc/rfc7519#section-4.1.4)."""
         now = self._now()
         if "exp" not in claims:
             raise Flaw("the token has no expiry ('exp')")
-        expires_at = _numeric_date(claims, "exp")
+        expires_at = numeric_date(claims, "exp")
         if "iat" in claims:
-            _numeric_date(claims, "iat")
-        if "nbf" in claims and _numeric_date(claims, "nbf") > now + self._leeway:
+            numeric_date(claims, "iat")
+        if "nbf" in claims and numeric_date(claims, "nbf") > now + self._leeway:
             raise Flaw("the token is not valid yet ('nbf')")
+        self._check_expiry(expires_at, now)
+        return min(expires_at, MAX_EXPIRES_AT)
+
+    def _check_expiry(self, expires_at: float, now: float) -> None:
         if expires_at + self._leeway <= now:
             raise _unauthorized("token_expired", "the token has expired: get a new one from its issuer")
-        return min(expires_at, MAX_EXPIRES_AT)
 
 
 class Authorizer:
@@ -246,7 +245,7 @@ def bearer(header_values: list[str]) -> str:
     token = token.strip(" \t")
     if not token:
         raise _unauthorized("token_missing", "the Authorization header has no token after 'Bearer'")
-    if any(character.isspace() for character in token):
+    if token.split() != [token]:
         raise _unauthorized("token_invalid", "the Authorization header must be 'Bearer <token>', no space in the token")
     return token
 
@@ -274,7 +273,7 @@ def encode_token(
         raise ConfigurationError("the token's lifetime must be a positive number of seconds")
     now = int(time.time())
     try:
-        claims: dict[str, Any] = {"sub": _subject(subject), "iat": now, "exp": now + math.ceil(ttl_seconds)}
+        claims: dict[str, Any] = {"sub": subject_of(subject), "iat": now, "exp": now + math.ceil(ttl_seconds)}
     except Flaw as flaw:
         raise ConfigurationError(str(flaw)) from None
     optional = {
@@ -299,40 +298,3 @@ def make_secret() -> str:
 
 def _unauthorized(code: str, message: str) -> ApiError:
     return ApiError(401, code, message, headers={"WWW-Authenticate": "Bearer"})
-
-
-def _decode_part(part: str) -> bytes:
-    """Decode canonical base64url: one text per value, so no changed token stays the same token (RFC 7515 § 2)."""
-    if _BASE64URL.fullmatch(part) is None or len(part) % 4 == 1:
-        raise Flaw("the token is not base64url")
-    decoded = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
-    if base64.urlsafe_b64encode(decoded).rstrip(b"=") != part.encode("ascii"):
-        raise Flaw("the token is not canonical base64url")
-    return decoded
-
-
-def _numeric_date(claims: dict[str, Any], name: str) -> float:
-    value = claims[name]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Flaw(f"the token's '{name}' is not a number")
-    return float(value)
-
-
-def _subject(value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_SUBJECT_CHARS:
-        raise Flaw(f"the subject ('sub') is not a string of 1 to {MAX_SUBJECT_CHARS} characters")
-    if any(unicodedata.category(character) in _CONTROL_CATEGORIES for character in value):
-        raise Flaw("the subject ('sub') has control characters")
-    return value
-
-
-def _sessions(claims: dict[str, Any]) -> frozenset[str] | None:
-    if "sessions" not in claims:
-        return None
-    value = claims["sessions"]
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise Flaw("the token's 'sessions' is not a list of strings")
-    if len(value) > MAX_SESSIONS:
-        raise Flaw(f"the token lists more than {MAX_SESSIONS} sessions")
-    # What cannot be a session id gives no right to any session, and need not be shown to anybody.
-    return frozenset(item for item in value if SESSION_ID.fullmatch(item))

@@ -7,18 +7,17 @@ https://www.rfc-editor.org/rfc/rfc7517 · https://www.rfc-editor.org/rfc/rfc7518
 from __future__ import annotations
 
 import base64
-import json
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Protocol
 
 from jose import jwk
 from jose.backends.base import Key
 from jose.exceptions import JOSEError
 
 from agent_sse.errors import ConfigurationError
+from agent_sse.jwt_text import Flaw, parse_object
 from agent_sse.settings import Settings
 
 MIN_SECRET_BYTES = 32
@@ -33,12 +32,21 @@ _PUBLIC_MEMBERS = ("kty", "crv", "x", "y", "n", "e")
 logger = logging.getLogger("agent_sse")
 
 
-class Flaw(Exception):
-    """What is wrong with a token or a key, in words that quote nothing of it."""
+class KeySource(Protocol):
+    """Where the keys come from that verify tokens."""
+
+    def refresh(self) -> bool:
+        """Look at the keys again if it is time, and tell whether they are others than before.
+
+        Cheap enough for every request. What an earlier key vouched for must be forgotten when this returns True.
+        """
+
+    def select(self, kid: str | None) -> Key | None:
+        """Return the key that ``kid`` names, or None."""
 
 
-def key_source(settings: Settings, monotonic: Callable[[], float]) -> Callable[[str | None], Key | None]:
-    """Return the function from a token's ``kid`` to the key that verifies it, or to None.
+def key_source(settings: Settings, monotonic: Callable[[], float]) -> KeySource:
+    """Return the source of the keys that the settings name.
 
     ``monotonic`` paces the look at the JWKS file. Raises :class:`ConfigurationError` when there is no safe key.
     """
@@ -51,7 +59,7 @@ def key_source(settings: Settings, monotonic: Callable[[], float]) -> Callable[[
             "set one of AGENT_SSE_JWT_PUBLIC_KEY (PEM) and AGENT_SSE_JWT_JWKS_FILE, not both"
         )
     elif settings.jwt_jwks_file is not None:
-        return _KeyFile(settings.jwt_jwks_file, algorithm, monotonic).select
+        return _KeyFile(settings.jwt_jwks_file, algorithm, monotonic)
     else:
         # An environment variable often carries a PEM in one line; a backslash occurs in no PEM.
         pem = settings.jwt_public_key.strip().replace("\\n", "\n")
@@ -59,7 +67,7 @@ def key_source(settings: Settings, monotonic: Callable[[], float]) -> Callable[[
             key = _public_key(pem, algorithm)
         except Flaw as flaw:
             raise ConfigurationError(f"AGENT_SSE_JWT_PUBLIC_KEY {flaw}") from None
-    return lambda kid: key
+    return _OneKey(key)
 
 
 def secret_key(settings: Settings) -> Key:
@@ -105,6 +113,19 @@ def _bits(number: str) -> int:
     return int.from_bytes(base64.urlsafe_b64decode(number + "=="), "big").bit_length()
 
 
+class _OneKey:
+    """The one key of a service; a token's ``kid`` has nothing to select."""
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+
+    def refresh(self) -> bool:
+        return False
+
+    def select(self, kid: str | None) -> Key:
+        return self._key
+
+
 class _KeyFile:
     """A JWK Set (https://www.rfc-editor.org/rfc/rfc7517#section-5) in a file that may change while the service runs."""
 
@@ -117,19 +138,24 @@ class _KeyFile:
         self._keys = _read_key_set(path, algorithm)
         self._next_look = monotonic() + JWKS_CHECK_SECONDS
 
+    def refresh(self) -> bool:
+        """Look at the file at most once in ``JWKS_CHECK_SECONDS``, and tell whether it was read again."""
+        now = self._monotonic()
+        if now < self._next_look:
+            return False
+        self._next_look = now + JWKS_CHECK_SECONDS
+        return self._reload()
+
     def select(self, kid: str | None) -> Key | None:
         """Return the key that ``kid`` names, or the only one when neither the token nor the key has a name."""
-        if self._monotonic() >= self._next_look:
-            self._next_look = self._monotonic() + JWKS_CHECK_SECONDS
-            self._reload()
         if len(self._keys) == 1 and (kid is None or None in self._keys):
             return next(iter(self._keys.values()))
         return None if kid is None else self._keys.get(kid)
 
-    def _reload(self) -> None:
+    def _reload(self) -> bool:
         stamp = _stamp(self._path)
         if stamp == self._stamp:
-            return
+            return False
         try:
             self._keys = _read_key_set(self._path, self._algorithm)
         except ConfigurationError as error:
@@ -137,9 +163,10 @@ class _KeyFile:
             if stamp != self._warned:
                 logger.warning("%s; the keys read before stay in use", error)
                 self._warned = stamp
-            return
+            return False
         self._stamp = self._warned = stamp
         logger.info("AGENT_SSE_JWT_JWKS_FILE was read again: %d keys for %s", len(self._keys), self._algorithm)
+        return True
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -198,40 +225,3 @@ def _fits(candidate: object, algorithm: str) -> bool:
         and "verify" in operations
         and isinstance(candidate.get("kid"), str | None)
     )
-
-
-def parse_object(data: bytes) -> dict[str, Any]:
-    """Parse a JSON object in which every name occurs once and every number is finite and at most 20 digits long."""
-    try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique_names,
-            parse_constant=_refuse_number,
-            parse_int=_parse_int,
-            parse_float=_parse_float,
-        )
-    except (ValueError, RecursionError):
-        raise Flaw("the JSON in it is malformed") from None
-    if not isinstance(value, dict):
-        raise Flaw("the JSON in it is not an object")
-    return value
-
-
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise Flaw("a name occurs twice in the JSON in it")
-    return value
-
-
-def _refuse_number(_: str) -> NoReturn:
-    raise Flaw("the JSON in it has a number that is not finite or is too long")
-
-
-def _parse_int(text: str) -> int:
-    return int(text) if len(text) <= 20 else _refuse_number(text)
-
-
-def _parse_float(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _refuse_number(text)

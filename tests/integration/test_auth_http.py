@@ -10,11 +10,15 @@ import re
 import string
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from jose import jwt
 
 from agent_sse import SessionOwned, SimpleNotifier
 from agent_sse.auth import encode_token
@@ -280,6 +284,57 @@ async def test_stream_ends_when_its_token_expires(served: Served) -> None:
         assert ("token_expired", True) == (event.json["code"], bool(event.json["message"]))
         await stream.end()
         assert stream.complete
+
+
+async def test_token_that_was_used_before_expires_too(http: httpx.AsyncClient, served: Served) -> None:
+    """A token that opened streams and got answers is 401 once it has expired, and a changed one is 401 all along."""
+    token = make_token("s1", ttl=1)
+    changed = token[:-2] + ("BA" if token[-2:] == "AA" else "AA")
+    async with Stream(served.events("s1", token)) as stream:
+        for _ in range(3):
+            assert 200 == (await http.get("/health/s1", headers=bearer(token))).status_code
+            assert (401, "token_invalid") == code_of(await http.get("/health/s1", headers=bearer(changed)))
+        assert "token_expired" == (await stream.next("error")).json["code"]
+        await stream.end()
+    assert (401, "token_expired") == code_of(await http.get("/health/s1", headers=bearer(token)))
+    assert (401, "token_expired") == await open_status(served.events("s1", token))
+
+
+async def test_token_of_a_withdrawn_key_is_401(valkey: Valkey, tmp_path: Path) -> None:
+    """A service that runs forgets what a key vouched for when the key leaves the JWK set, and takes the new one."""
+    keys = {kid: rsa.generate_private_key(65537, 2048) for kid in ("a", "b")}
+    tokens = {
+        kid: jwt.encode(
+            {"sub": "alice", "exp": 4102444800, "sessions": ["s1"]},
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ).decode(),
+            algorithm="RS256",
+            headers={"kid": kid},
+        )
+        for kid, key in keys.items()
+    }
+
+    def write(kid: str) -> None:
+        numbers = keys[kid].public_key().public_numbers()
+        key = {"kty": "RSA", "kid": kid, "e": "AQAB", "n": _b64(numbers.n.to_bytes(256, "big"))}
+        (tmp_path / "new.json").write_text(json.dumps({"keys": [key]}))
+        (tmp_path / "new.json").replace(tmp_path / "jwks.json")
+
+    write("a")
+    settings = make_settings(valkey.url, jwt_algorithm="RS256", jwt_jwks_file=tmp_path / "jwks.json")
+    async with serve(settings) as served, httpx.AsyncClient(base_url=served.api, timeout=DEADLINE) as http:
+
+        async def status(kid: str) -> int:
+            return (await http.get("/health/s1", headers=bearer(tokens[kid]))).status_code
+
+        async def withdrawn() -> bool:
+            return await status("a") == 401
+
+        assert [200, 200, 401] == [await status("a"), await status("a"), await status("b")]
+        write("b")
+        await until(withdrawn, what="the token's end with its key")
+        assert [200, 200, 401] == [await status("b"), await status("b"), await status("a")]
 
 
 # -- tickets ----------------------------------------------------------------------------------------------------------

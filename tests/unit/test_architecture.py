@@ -21,12 +21,11 @@ ROOT = "agent_sse"
 ROOMS: tuple[frozenset[str], ...] = tuple(
     frozenset(room.split())
     for room in (
-        "errors frames settings terminal access_log scripts sinks protocol shutdown",
-        "keys events state_dir watch_view",
-        "backend embedded jwt_keys requests",
+        "errors frames settings terminal access_log scripts shutdown jwt_text token_cache wheel",
+        "keys events sinks state_dir watch_view",
+        "backend embedded protocol jwt_claims jwt_keys requests",
         "auth pubsub store",
         "channel stream permissions publisher readiness incoming",
-        "heartbeats",
         "hub tool_calls",
         "notifier service responses watch",
         f"{ROOT} routes demo",
@@ -46,7 +45,8 @@ PURE = {
     "frames": frozenset[str](),
     "keys": frozenset({"errors"}),
     "settings": frozenset[str](),
-    "sinks": frozenset[str](),
+    "sinks": frozenset({"frames"}),
+    "wheel": frozenset[str](),
     "terminal": frozenset[str](),
 }
 

@@ -9,7 +9,9 @@ import hmac
 import json
 import logging
 import os
+import pickle
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jose.backends import HMACKey, RSAKey
 
+from agent_sse import token_cache
 from agent_sse.auth import (
     DEFAULT_SCOPE,
     MAX_EXPIRES_AT,
@@ -33,6 +37,7 @@ from agent_sse.auth import (
     make_secret,
 )
 from agent_sse.errors import ApiError, ConfigurationError, InvalidSessionId, RedisUnavailable
+from agent_sse.jwt_text import Flaw, decode_part
 from agent_sse.settings import Settings
 
 NOW = 1_800_000_000
@@ -522,8 +527,9 @@ def test_verify_turns_any_exception_into_401(raised: type[Exception], monkeypatc
     def explode(*_: object, **__: object) -> None:
         raise raised("secret detail")
 
-    monkeypatch.setattr(json, "loads", explode)
-    error = refusal(HS, token_of())
+    verifier = verifier_of()
+    monkeypatch.setattr(json.JSONDecoder, "decode", explode)
+    error = refusal(verifier, token_of())
     assert error.code == "token_invalid"
     assert "secret detail" not in error.message
 
@@ -537,9 +543,10 @@ def test_verify_lets_the_process_own_exceptions_through(
     def explode(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr(json, "loads", explode)
+    token, verifier = token_of(), verifier_of()
+    monkeypatch.setattr(json.JSONDecoder, "decode", explode)
     with pytest.raises(raised):
-        HS.verify(token_of())
+        verifier.verify(token)
 
 
 GOOD = token_of({**CLAIMS, "sessions": ["s1"], "scope": "events:read"})
@@ -572,6 +579,27 @@ def test_verify_mutated_token_is_401(data: st.DataObject) -> None:
         assert HS.verify(mutated).subject == "alice"
     else:
         assert refusal(HS, mutated).code == "token_invalid"
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text("AZaz09-_QgwEIM", max_size=9) | st.text(max_size=4) | st.binary(max_size=9).map(b64))
+def test_decode_part_takes_what_encoding_gives_and_nothing_else(text: str) -> None:
+    """Exactly the texts that some bytes are encoded to are decoded, and to those bytes."""
+    try:
+        decoded = decode_part(text)
+    except Flaw:
+        canonical = text.isascii() and text != "" and b64(_decoded_leniently(text)) == text
+        assert not canonical
+    else:
+        assert text == b64(decoded)
+
+
+def _decoded_leniently(text: str) -> bytes:
+    """Decode what can be decoded somehow, as the standard library does."""
+    try:
+        return base64.urlsafe_b64decode(text + "==")
+    except ValueError:
+        return b""
 
 
 @settings(max_examples=300, deadline=None)
@@ -739,10 +767,10 @@ def test_jwks_refuses_one_name_for_two_keys(tmp_path: Path) -> None:
 
 
 class Clock:
-    """A monotonic clock that stands until a test moves it."""
+    """A clock that stands until a test moves it."""
 
-    def __init__(self) -> None:
-        self.time = 100.0
+    def __init__(self, time: float = 100.0) -> None:
+        self.time = time
 
     def __call__(self) -> float:
         return self.time
@@ -790,6 +818,178 @@ def test_jwks_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.LogCa
     replace(path, json.dumps({"keys": [jwk_of(RSA_KEY, kid="a")]}), 3_000)
     clock.time += 1
     assert verifier.verify(old).subject == "alice"
+
+
+# --- Tokens seen before -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signature_checks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The signatures that were checked, one entry per check."""
+    seen: list[bytes] = []
+    for kind in (HMACKey, RSAKey):
+
+        def verify(self: Any, message: bytes, signature: bytes, plain: Any = kind.verify) -> bool:
+            seen.append(signature)
+            return bool(plain(self, message, signature))
+
+        monkeypatch.setattr(kind, "verify", verify)
+    return seen
+
+
+def test_verify_checks_a_signature_once(signature_checks: list[bytes]) -> None:
+    """A token that was good before gives the same principal without its signature being checked again."""
+    verifier, token = verifier_of(), token_of({**CLAIMS, "sessions": ["s1"]})
+    principals = [verifier.verify(text) for text in (token, token, token.encode().decode())]
+    assert [principals[0]] * 3 == principals
+    assert 1 == len(signature_checks)
+    assert "alice" == verifier_of().verify(token).subject
+    assert 2 == len(signature_checks)  # another verifier has its own memory
+
+
+@pytest.mark.parametrize("leeway", [0, 30])
+def test_verify_remembered_token_expires_on_time(leeway: float, signature_checks: list[bytes]) -> None:
+    """A token seen before is good until `exp` plus the leeway, then refused in the words for one never seen."""
+    clock = Clock(NOW)
+    verifier = TokenVerifier(settings_of(jwt_leeway=leeway), now=clock)
+    token = token_of({**CLAIMS, "exp": NOW + 60})
+    for clock.time in (NOW, NOW + 59.5, NOW + 59.5 + leeway):
+        assert NOW + 60 == verifier.verify(token).expires_at
+    assert 1 == len(signature_checks)
+    for clock.time in (NOW + 60 + leeway, NOW + 61 + leeway, NOW + 1e6):
+        remembered = refusal(verifier, token)
+        unseen = refusal(TokenVerifier(settings_of(jwt_leeway=leeway), now=clock), token)
+        assert ("token_expired", unseen.message) == (remembered.code, remembered.message)
+
+
+def test_verify_remembers_no_refusal() -> None:
+    """A token that is refused now is looked at anew the next time: its `nbf` may have come."""
+    clock = Clock(NOW)
+    verifier = TokenVerifier(settings_of(jwt_leeway=0), now=clock)
+    token = token_of({**CLAIMS, "nbf": NOW + 10})
+    assert "token_invalid" == refusal(verifier, token).code
+    clock.time += 10
+    assert "alice" == verifier.verify(token).subject
+
+
+def test_verify_refuses_a_changed_token_after_the_good_one() -> None:
+    """That a token is remembered helps no other token: not one with its signature, nor one with its payload."""
+    verifier, good = verifier_of(), token_of()
+    header, payload, signature = good.split(".")
+    other = token_of({**CLAIMS, "sub": "bob"}).split(".")
+    forged = token_of({**CLAIMS, "sub": "bob"}, key="x" * 32).split(".")
+    changed = [
+        f"{header}.{other[1]}.{signature}",
+        f"{header}.{payload}.{other[2]}",
+        f"{header}.{payload}.{forged[2]}",
+        f"{header}.{payload}.",
+        f"{header}.{payload}",
+        ".".join(forged),
+        good + "A",
+        good[:-1],
+        " " + good,
+        good + "\n",
+        good.swapcase(),
+        good.replace("J", "\uff2a", 1),
+    ]
+    for token in changed:
+        assert "alice" == verifier.verify(good).subject
+        assert "token_invalid" == refusal(verifier, token).code
+
+
+def test_verify_keeps_no_token() -> None:
+    """What is remembered of a token holds neither the token nor a part of it."""
+    verifier, token = verifier_of(), token_of({**CLAIMS, "sessions": ["s1"]})
+    before = sys.getrefcount(token)
+    verifier.verify(token)
+    verifier.verify(token)
+    assert before == sys.getrefcount(token)
+    kept = pickle.dumps(verifier._verified._young)
+    assert b"alice" in kept  # the look is at the right place
+    assert [] == [part for part in token.split(".") if part.encode() in kept]
+
+
+def test_verify_flood_of_bad_tokens_pushes_no_good_one_out(
+    monkeypatch: pytest.MonkeyPatch, signature_checks: list[bytes]
+) -> None:
+    """Tokens that are refused take no room, however many they are."""
+    monkeypatch.setattr(token_cache, "MAX_CACHED_TOKENS", 4)
+    verifier, good = verifier_of(), token_of()
+    verifier.verify(good)
+    for number in range(100):
+        bad = token_of({**CLAIMS, "sub": f"mallory{number}"}, key="x" * 32)
+        assert "token_invalid" == refusal(verifier, bad).code
+    assert 1 == len(verifier._verified)
+    assert 101 == len(signature_checks)
+    assert "alice" == verifier.verify(good).subject
+    assert 101 == len(signature_checks)
+
+
+def test_verify_remembers_a_bounded_number(monkeypatch: pytest.MonkeyPatch, signature_checks: list[bytes]) -> None:
+    """A good token that was pushed out is as good as before: its signature is checked again."""
+    monkeypatch.setattr(token_cache, "MAX_CACHED_TOKENS", 10)
+    verifier = verifier_of()
+    tokens = [token_of({**CLAIMS, "sub": f"user{number}"}) for number in range(30)]
+    for number, token in enumerate(tokens):
+        assert f"user{number}" == verifier.verify(token).subject
+        assert len(verifier._verified) <= 10
+    verifier.verify(tokens[-1])
+    assert 30 == len(signature_checks)
+    assert "user0" == verifier.verify(tokens[0]).subject
+    assert 31 == len(signature_checks)
+
+
+@pytest.fixture
+def rotating(tmp_path: Path) -> tuple[Path, Clock, TokenVerifier]:
+    """A JWK set with the keys a and b, the clock that paces the look at it, and a verifier for both."""
+    path, clock = key_file(tmp_path, jwk_of(RSA_KEY, kid="a"), jwk_of(RSA_OTHER, kid="b")), Clock()
+    configured = settings_of(jwt_algorithm="RS256", jwt_jwks_file=path)
+    return path, clock, TokenVerifier(configured, now=lambda: NOW, monotonic=clock)
+
+
+@pytest.mark.parametrize("left", [{"kid": "b"}, {"kid": "a"}, {}])
+def test_withdrawn_key_vouches_for_no_remembered_token(
+    left: dict[str, str], rotating: tuple[Path, Clock, TokenVerifier]
+) -> None:
+    """When a key leaves the file, or another one takes its name, what it signed is refused although it was seen."""
+    path, clock, verifier = rotating
+    old, new = with_kid("a", RSA_KEY), with_kid("b", RSA_OTHER)
+    assert ["alice"] * 4 == [verifier.verify(token).subject for token in (old, new, old, new)]
+    replace(path, json.dumps({"keys": [jwk_of(RSA_OTHER, **left)]}), 1_000)
+    clock.time += 1
+    assert "token_invalid" == refusal(verifier, old).code
+    accepted = with_kid(left.get("kid"), RSA_OTHER)
+    assert "alice" == verifier.verify(accepted).subject
+
+
+def test_key_file_is_looked_at_when_every_token_was_seen_before(
+    rotating: tuple[Path, Clock, TokenVerifier], signature_checks: list[bytes]
+) -> None:
+    """Tokens from memory do not put off the look at the file; until it is due they cost no signature check."""
+    path, clock, verifier = rotating
+    token = with_kid("a", RSA_KEY)
+    verifier.verify(token)
+    replace(path, json.dumps({"keys": [jwk_of(RSA_OTHER, kid="b")]}), 1_000)
+    for _ in range(9):
+        clock.time += 0.1
+        assert "alice" == verifier.verify(token).subject
+    assert 1 == len(signature_checks)
+    clock.time += 0.2
+    assert "token_invalid" == refusal(verifier, token).code
+
+
+def test_key_file_that_is_broken_or_unchanged_leaves_what_is_remembered(
+    rotating: tuple[Path, Clock, TokenVerifier], signature_checks: list[bytes]
+) -> None:
+    """As long as the keys stay in use, so does what they vouched for."""
+    path, clock, verifier = rotating
+    token = with_kid("a", RSA_KEY)
+    verifier.verify(token)
+    for change in (lambda: None, lambda: replace(path, '{"keys": [', 2_000), path.unlink):
+        change()
+        clock.time += 1
+        assert "alice" == verifier.verify(token).subject
+    assert 1 == len(signature_checks)
 
 
 # --- Making tokens and reading headers -------------------------------------------------------------
