@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jose import jwt
 
@@ -186,26 +186,33 @@ class Authorizer:
         self._owner_of = owner_of
         self._authorize = authorize
 
+    def decide_now(self, principal: Principal, session_id: str, scope: str) -> Literal[True] | None:
+        """Return True if ``principal`` may use ``session_id`` with ``scope``, None if only :meth:`check` can tell.
+
+        Awaits nothing: the token alone allows it where it lists the session and no ``authorize`` was given. Raises the
+        :class:`ApiError` of :meth:`check` where nothing that Redis or ``authorize`` could say would help.
+        """
+        if not principal.allows(scope):
+            raise ApiError(403, "scope_missing", f"this needs the scope '{scope}': use a token that carries it")
+        listed = principal.lists(session_id)
+        # A ticket was made for one session; whose else its subject is does not matter.
+        if principal.read_only and not listed:
+            raise _forbidden()
+        return True if listed and self._authorize is None else None
+
     async def check(self, principal: Principal, session_id: str, scope: str) -> None:
         """Return if ``principal`` may use ``session_id`` with ``scope``.
 
         Raises :class:`ApiError` 403 ``scope_missing`` or ``session_forbidden``, and :class:`RedisUnavailable` when only
         Redis knows the answer and cannot be asked.
         """
-        if not principal.allows(scope):
-            raise ApiError(403, "scope_missing", f"this needs the scope '{scope}': use a token that carries it")
-        # A ticket was made for one session; whose else its subject is does not matter.
-        opinion = await self._opinion(principal, session_id)
-        if principal.read_only and not principal.lists(session_id):
-            opinion = False
-        allowed = opinion if opinion is not None else principal.lists(session_id)
-        if not allowed and opinion is None:
-            allowed = await self._owner_of(session_id) == principal.subject
+        if self.decide_now(principal, session_id, scope):
+            return
+        allowed = await self._opinion(principal, session_id)
+        if allowed is None:
+            allowed = principal.lists(session_id) or await self._owner_of(session_id) == principal.subject
         if not allowed:
-            # One message for foreign and for unknown sessions: it must not tell which sessions exist.
-            raise ApiError(
-                403, "session_forbidden", "this token gives no right to this session: it must list it or be its owner's"
-            )
+            raise _forbidden()
 
     async def refuses(self, principal: Principal, session_id: str) -> bool:
         """Whether the embedding application refuses the session, whatever token and owner say."""
@@ -298,3 +305,10 @@ def make_secret() -> str:
 
 def _unauthorized(code: str, message: str) -> ApiError:
     return ApiError(401, code, message, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _forbidden() -> ApiError:
+    # One message for foreign and for unknown sessions: it must not tell which sessions exist.
+    return ApiError(
+        403, "session_forbidden", "this token gives no right to this session: it must list it or be its owner's"
+    )

@@ -1143,6 +1143,61 @@ def test_check_does_not_tell_foreign_from_unknown() -> None:
     assert bodies[0] == bodies[1]
 
 
+TICKET_S1 = Principal("alice", frozenset({"events:read"}), frozenset({"s1"}), 1.0, read_only=True)
+TICKET_S2 = Principal("alice", frozenset({"events:read"}), frozenset({"s2"}), 1.0, read_only=True)
+
+
+@pytest.mark.parametrize(
+    ("principal", "authorize", "expected"),
+    [
+        (ALICE_S1, None, True),
+        (TICKET_S1, None, True),
+        (ALICE, None, None),
+        (MALLORY_S1, None, None),
+        (ALICE_S1, lambda *_: True, None),
+        (ALICE_S1, lambda *_: False, None),
+        (TICKET_S1, lambda *_: None, None),
+    ],
+)
+def test_decide_now_says_only_what_the_token_alone_decides(
+    principal: Principal, authorize: Any, expected: bool | None
+) -> None:
+    """True for a session that the token lists; None, and nobody asked, where Redis or the application has a say."""
+    asked: list[object] = []
+
+    def noted(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return authorize(*arguments)
+
+    owners = Owners("alice")
+    authorizer = Authorizer(owners, None if authorize is None else noted)
+    assert expected is authorizer.decide_now(principal, "s1", "events:read")
+    assert (0, []) == (owners.asked, asked)
+
+
+@pytest.mark.parametrize("authorize", [None, lambda *_: True])
+@pytest.mark.parametrize(
+    ("principal", "scope", "code"),
+    [
+        (ALICE_S1, "events:publish", "scope_missing"),
+        (ALICE, "permissions:respond", "scope_missing"),
+        (TICKET_S1, "permissions:respond", "scope_missing"),
+        (TICKET_S2, "events:publish", "scope_missing"),
+        (TICKET_S2, "events:read", "session_forbidden"),
+    ],
+)
+def test_decide_now_refuses_as_check_does(authorize: Any, principal: Principal, scope: str, code: str) -> None:
+    """What nobody could allow is refused at once, with the error of `check`: a missing scope, another's ticket."""
+    owners = Owners("alice")
+    authorizer = Authorizer(owners, authorize)
+    with pytest.raises(ApiError) as now:
+        authorizer.decide_now(principal, "s1", scope)
+    with pytest.raises(ApiError) as later:
+        asyncio.run(authorizer.check(principal, "s1", scope))
+    assert (403, code, 0) == (now.value.status, now.value.code, owners.asked)
+    assert (later.value.status, later.value.code, later.value.message) == (403, code, now.value.message)
+
+
 def raising(*_: object) -> bool:
     """Stand for an application's callable with a bug."""
     raise LookupError("bug")
