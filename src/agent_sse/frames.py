@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 EventId = tuple[int, int]
 ZERO: EventId = (0, 0)
@@ -29,9 +31,37 @@ def format_id(event_id: EventId) -> bytes:
     return b"%d-%d" % event_id
 
 
+class Frame(NamedTuple):
+    """Bytes for many streams, encoded once: as they are, and as one chunk of a chunked HTTP/1.1 response."""
+
+    data: bytes
+    chunk: bytes
+
+
+def chunk(data: bytes) -> bytes:
+    """Return ``data`` (not empty: that would end the response) in the chunked transfer coding.
+
+    https://www.rfc-editor.org/rfc/rfc9112#section-7.1
+    """
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def encoded(data: bytes) -> Frame:
+    """Return ``data`` in both forms."""
+    return Frame(data, chunk(data))
+
+
 def event_frame(event_id: bytes, payload: bytes) -> bytes:
     """Return an event with its id. ``payload`` is one line of JSON: neither CR nor LF can occur in it."""
-    return b"id: " + event_id + b"\ndata: " + payload + b"\n\n"
+    return b"id: %b\ndata: %b\n\n" % (event_id, payload)
+
+
+def event_frames(event_ids: Sequence[bytes], payloads: Sequence[bytes]) -> bytes:
+    """Return a page of events in one piece, as :func:`event_frame` would give each."""
+    parts = [b"id: ", b"", b"\ndata: ", b"", b"\n\n"] * len(event_ids)
+    parts[1::5] = event_ids
+    parts[3::5] = payloads
+    return b"".join(parts)
 
 
 def data_frame(payload: bytes) -> bytes:

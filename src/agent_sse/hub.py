@@ -11,18 +11,21 @@ import json
 import logging
 import random
 import secrets
+import time
 from collections.abc import Iterable
+from typing import Any
 
 from agent_sse import frames
-from agent_sse.channel import Channel, Counters
+from agent_sse.channel import PAGE_EVENTS, RESET_REASONS, Channel, Counters
 from agent_sse.errors import ApiError, RedisRefused, RedisUnavailable
 from agent_sse.frames import ZERO, EventId, parse_id
-from agent_sse.heartbeats import Heartbeats
 from agent_sse.pubsub import Subscriber
 from agent_sse.readiness import Probe
 from agent_sse.settings import Settings
+from agent_sse.sinks import Sink
 from agent_sse.store import Store, Tick
-from agent_sse.stream import PAGE_EVENTS, RESET_REASONS, Connection
+from agent_sse.stream import Connection
+from agent_sse.wheel import Wheel
 
 log = logging.getLogger("agent_sse")
 
@@ -44,12 +47,16 @@ class Hub:
         self._channels: dict[bytes, Channel] = {}
         self._count = 0
         self._farewells: set[str] = set()
-        self._syncs: set[asyncio.Task[None]] = set()
+        self._urgent: dict[Channel, None] = {}  # to be compared with Redis at once
+        self._owned: set[asyncio.Task[Any]] = set()
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._kick = asyncio.Event()
         self._step = min(1.0, settings.heartbeat_interval / 4)
-        self._heartbeats = Heartbeats(settings.heartbeat_interval, self._step, 0.0)
+        self.tolerance = self._step / 2
+        self._visits: Wheel[Connection] = Wheel(self._step, 0.0)
+        self._ticks: Wheel[Channel] = Wheel(self._step, 0.0)
+        self._beat: tuple[float, bytes] = (-1.0, b"")
         self._subscriber = Subscriber(
             store.backend, on_message=self._on_message, on_subscribed=self._on_subscribed, on_lost=self._on_lost
         )
@@ -57,10 +64,10 @@ class Hub:
 
     # -- life ---------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def run(self) -> None:
         """Start the reader and the clock."""
         self.now = asyncio.get_running_loop().time()
-        self._heartbeats = Heartbeats(self.settings.heartbeat_interval, self._step, self.now)
+        self._visits, self._ticks = Wheel(self._step, self.now), Wheel(self._step, self.now)
         self._subscriber.start()
         self._subscriber.add(self._probe.channel.encode())
         for work, name in ((self._run_clock, "clock"), (self._run_ticks, "ticks")):
@@ -71,7 +78,7 @@ class Hub:
     async def aclose(self) -> None:
         """End every stream, say farewell in Redis as far as it answers, stop."""
         self.shutdown()
-        tasks = [*self._tasks, *self._syncs]
+        tasks = [*self._tasks, *self._owned]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -117,7 +124,7 @@ class Hub:
     # -- streams ------------------------------------------------------------------------------------------------
 
     def join(self, connection: Connection) -> None:
-        """Add a stream. Raises ApiError 429 when there are too many."""
+        """Give a stream its place, until :meth:`leave`. Raises ApiError 429 when there are too many."""
         name = self._name(connection.session_id)
         channel = self._channels.get(name)
         if self._count >= self.settings.max_streams:
@@ -132,19 +139,26 @@ class Hub:
             self._subscriber.add(name)
         self._count += 1
         channel.connections[connection] = None
-        self._tick_soon(channel)
-        self._heartbeats.add(connection, self.now)
-        connection.start(channel)
+        connection.channel = channel
+        self._count_soon(channel)
+
+    def start(self, connection: Connection, sink: Sink) -> None:
+        """Let a stream that has its place write to ``sink``: first bytes, what it missed, then what comes."""
+        connection.start(sink)
+        self._visits.put(connection, min(self.now + self.settings.heartbeat_interval, connection.ends_at))
 
     def leave(self, connection: Connection) -> None:
-        """Remove a stream that :meth:`join` took."""
+        """Take back the place that :meth:`join` gave."""
         channel = connection.channel
+        task = connection.stop()
+        if task is not None:
+            self.own(task)
         if channel is None or connection not in channel.connections:
             return
         del channel.connections[connection]
         self._count -= 1
         if channel.connections:
-            self._tick_soon(channel)
+            self._count_soon(channel)
             return
         del self._channels[channel.name]
         self._subscriber.remove(channel.name)
@@ -152,6 +166,22 @@ class Hub:
             channel.sync.cancel()
         self._farewells.add(channel.session_id)
         self._kick.set()
+
+    def own(self, task: asyncio.Task[Any]) -> None:
+        """See to it that a task is awaited, at the latest when the hub ends."""
+        self._owned.add(task)
+        task.add_done_callback(self._owned.discard)
+
+    def stalled(self, session_id: str) -> None:
+        """Count and log a client that was given up."""
+        self.counters.stalls += 1
+        log.info("session %s: a client took no bytes for too long and is disconnected", session_id)
+
+    def heartbeat(self) -> bytes:
+        """Return a heartbeat frame, built once for all that get one at this moment."""
+        if self._beat[0] != self.now:
+            self._beat = (self.now, frames.heartbeat_frame(time.time()))
+        return self._beat[1]
 
     def _name(self, session_id: str) -> bytes:
         return self.store.keyspace.session(session_id).channel.encode()
@@ -161,15 +191,14 @@ class Hub:
     def _on_subscribed(self, name: bytes) -> None:
         channel = self._channels.get(name)
         if channel is not None:
-            channel.subscribed = True
-            channel.next_tick = 0.0  # compare the tip now: what was published meanwhile has no message
-            self._kick.set()
+            channel.set_subscribed(True)
+            if channel.tip is not None:
+                self._tick_now(channel)  # what was published meanwhile has no message
 
     def _on_lost(self, name: bytes) -> None:
         channel = self._channels.get(name)
         if channel is not None:
-            channel.subscribed = False
-            channel.ready.clear()
+            channel.set_subscribed(False)
 
     def _on_message(self, name: bytes, data: bytes) -> None:
         channel = self._channels.get(name)
@@ -182,7 +211,9 @@ class Hub:
             return
         head, _, rest = data.partition(b" ")
         before, _, payload = rest.partition(b" ")
-        event_id, prev = parse_id(head), parse_id(before)
+        event_id = parse_id(head)
+        # Most messages continue the one before: then `before` is known without reading it.
+        prev = channel.tip if before == channel.raw_tip else parse_id(before)
         if event_id is None or prev is None:
             log.warning("session %s: a message that is none of ours on its channel", channel.session_id)
             return
@@ -190,7 +221,6 @@ class Hub:
             channel.seen = max(channel.seen, event_id)
         elif channel.tip is None:
             channel.tip = event_id  # nobody is live yet; catching up covers it
-            self._became_ready(channel)
         elif prev == channel.tip and event_id > prev:
             self._fan_out(channel, event_id, head, payload)
         else:
@@ -198,13 +228,13 @@ class Hub:
             self.doubt(channel)
 
     def _fan_out(self, channel: Channel, event_id: EventId, raw_id: bytes, payload: bytes) -> None:
-        channel.tip = event_id
+        channel.tip, channel.raw_tip = event_id, raw_id
         self.counters.events += 1
         if payload.startswith(PERMISSION_EVENT):
             self._note_permission(channel, payload)
-        frame = frames.event_frame(raw_id, payload)
+        frame, now = frames.encoded(frames.event_frame(raw_id, payload)), self.now
         for connection in channel.connections:
-            connection.deliver(event_id, frame)
+            connection.deliver(event_id, frame, now)
 
     @staticmethod
     def _note_permission(channel: Channel, payload: bytes) -> None:
@@ -216,10 +246,6 @@ class Hub:
         elif event["type"] == "permission_cleared":
             channel.shown.pop(request_id, None)
 
-    def _became_ready(self, channel: Channel) -> None:
-        if channel.subscribed and channel.tip is not None:
-            channel.ready.set()
-
     # -- doubt --------------------------------------------------------------------------------------------------
 
     def doubt(self, channel: Channel) -> None:
@@ -227,8 +253,7 @@ class Hub:
         if channel.sync is None:
             self.counters.gaps += 1
             channel.sync = asyncio.create_task(self._sync(channel), name=f"agent-sse sync {channel.session_id}")
-            self._syncs.add(channel.sync)
-            channel.sync.add_done_callback(self._syncs.discard)
+            self.own(channel.sync)
 
     async def _sync(self, channel: Channel) -> None:
         failures = 0
@@ -253,20 +278,20 @@ class Hub:
         if page.status != "ok":
             self._reset(channel, RESET_REASONS[page.status], page.tip)
             return True
-        for event_id, raw_id, payload in page.events:
-            self._fan_out(channel, event_id, raw_id, payload)
-            tip = event_id
+        for raw_id, payload in zip(page.ids, page.payloads, strict=True):
+            tip = parse_id(raw_id) or ZERO
+            self._fan_out(channel, tip, raw_id, payload)
         # What was announced while reading is in the Stream by now: read again. An announcement from before the
         # reading that the Stream does not know came from a server that is no longer the primary.
-        return tip >= page.tip and (tip >= channel.seen or (seen == channel.seen and not page.events))
+        return tip >= page.tip and (tip >= channel.seen or (seen == channel.seen and not page.ids))
 
     def _reset(self, channel: Channel, reason: str, tip: EventId) -> None:
         log.warning("session %s: %s, %d streams start anew", channel.session_id, reason, len(channel.connections))
-        channel.tip = tip
+        channel.tip, channel.raw_tip = tip, None
         channel.era += 1
         channel.shown.clear()
-        channel.next_tick = 0.0
-        self._kick.set()
+        channel.forget_reads()
+        self._tick_now(channel)
         for connection in list(channel.connections):
             if connection.live:
                 channel.counted_reset()
@@ -277,17 +302,27 @@ class Hub:
         for connection in list(channel.connections):
             connection.end(last)
         # A stream that joins before the last of these has left belongs to a session of the same name, not to this one.
-        channel.tip, channel.compared = None, False
-        channel.ready.clear()
+        channel.tip, channel.raw_tip, channel.compared = None, None, False
         channel.shown.clear()
-        channel.next_tick = 0.0
-        self._kick.set()
+        channel.forget_reads()
+        self._tick_now(channel)
 
     # -- the clock ----------------------------------------------------------------------------------------------
 
-    def _tick_soon(self, channel: Channel) -> None:
-        channel.next_tick = min(channel.next_tick, max(self.now, channel.last_tick + PRESENCE_INTERVAL))
+    def _tick_at(self, channel: Channel, at: float) -> None:
+        """Compare a channel with Redis at ``at``, or before."""
+        if at < channel.next_tick:
+            channel.next_tick = at
+            self._ticks.put(channel, at)
+
+    def _tick_now(self, channel: Channel) -> None:
+        channel.next_tick = 0.0
+        self._urgent[channel] = None
         self._kick.set()
+
+    def _count_soon(self, channel: Channel) -> None:
+        """Let Redis know the number of streams, not more often than once a second."""
+        self._tick_at(channel, max(self.now, channel.last_tick) + PRESENCE_INTERVAL)
 
     async def _run_clock(self) -> None:
         """Send heartbeats. It never waits for Redis, so that a stream stays alive while Redis does not answer."""
@@ -295,7 +330,10 @@ class Hub:
         while True:
             await asyncio.sleep(self._step)
             self.now = loop.time()
-            self._heartbeats.send(self.now)
+            for connection in self._visits.take(self.now):
+                again = connection.visit(self.now, self.settings.heartbeat_interval)
+                if again is not None:
+                    self._visits.put(connection, again)
             self._kick.set()
 
     async def _run_ticks(self) -> None:
@@ -303,14 +341,27 @@ class Hub:
         while True:
             await self._kick.wait()
             self._kick.clear()
-            due = [c for c in self._channels.values() if c.next_tick <= loop.time() and c.subscribed]
+            due = self._due(loop.time())
             if due or self._farewells:
                 try:
                     await self._tick(due)
                 except (RedisUnavailable, RedisRefused) as error:
                     log.debug("ticks wait for Redis: %s", error)
                     for channel in due:
-                        channel.next_tick = loop.time() + random.uniform(0, 2 * self._step)
+                        self._tick_at(channel, loop.time() + random.uniform(0, 2 * self._step))
+
+    def _due(self, now: float) -> list[Channel]:
+        """Return the channels to compare now; each has to be given its next time. An unsubscribed one gets it later."""
+        urgent, self._urgent = self._urgent, {}
+        for channel in self._ticks.take(now):
+            if channel.next_tick <= now + self._step:  # not moved since: then it is in the wheel once more
+                urgent[channel] = None
+        due = [c for c in urgent if c.subscribed and self._channels.get(c.name) is c]
+        for channel in urgent:
+            channel.next_tick = float("inf")
+            if not channel.subscribed:
+                self._tick_at(channel, now + PRESENCE_INTERVAL)
+        return due
 
     async def _tick(self, due: Iterable[Channel]) -> None:
         channels = list(due)
@@ -326,12 +377,11 @@ class Hub:
     async def _tick_batch(self, batch: list[Channel]) -> None:
         for channel in batch:
             channel.last_tick = self.now
-            channel.next_tick = self.now + min(self.settings.heartbeat_interval, TICK_INTERVAL)
+            self._tick_at(channel, self.now + min(self.settings.heartbeat_interval, TICK_INTERVAL))
             channel.ticked_tip = channel.tip
         ticks = await self.store.tick_many([(c.session_id, self.process_id, len(c.connections)) for c in batch])
         for channel, tick in zip(batch, ticks, strict=True):
             if isinstance(tick, Exception):
-                channel.next_tick = self.now + self._step
                 self._tick_failed(channel, tick)
             else:
                 self._compare(channel, tick)
@@ -339,11 +389,11 @@ class Hub:
     def _tick_failed(self, channel: Channel, error: Exception) -> None:
         if not isinstance(error, RedisRefused):
             log.debug("session %s: tick failed: %s", channel.session_id, error)
+            self._tick_at(channel, self.now + self._step)
             return
         # Trying again will not mend it, and who waits for this channel would wait for ever.
         waiting = [connection for connection in channel.connections if not connection.live]
         log.warning("session %s: %d streams end: %s", channel.session_id, len(waiting), error)
-        channel.next_tick = self.now + self.settings.heartbeat_interval
         for connection in waiting:
             connection.end(frames.error_frame("unavailable", "the event store refused to serve; try again later"))
 
@@ -352,7 +402,7 @@ class Hub:
         buried = channel.compared and tick.closed_tip is not None and tick.closed_tip != channel.tombstone
         channel.compared, channel.tombstone = True, tick.closed_tip
         if tick.due_ms is not None:
-            channel.next_tick = min(channel.next_tick, self.now + max(self._step, tick.due_ms / 1000 + 0.01))
+            self._tick_at(channel, self.now + max(self._step, tick.due_ms / 1000 + 0.01))
         if channel.tip is None:
             channel.tip = tick.tip
         elif buried or (tick.closed_tip is not None and ZERO < channel.tip <= tick.closed_tip):
@@ -364,7 +414,6 @@ class Hub:
             self.doubt(channel)
         if tick.tip == channel.tip:
             channel.shown = {json.loads(payload)["data"]["request_id"]: payload for payload in tick.shown}
-        self._became_ready(channel)
 
 
 def _report_death(task: asyncio.Task[None]) -> None:

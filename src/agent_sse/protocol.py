@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol; here a stream can reach its transport, to abort a stuck client, and every error is JSON."""
+"""uvicorn's HTTP protocol; here a stream can take its connection over, and every error is JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-TRANSPORT = "agent_sse.transport"  # key in the ASGI scope's extensions
+from agent_sse.sinks import DirectSink
+
+CONNECTION = "agent_sse.connection"  # key in the ASGI scope's extensions: the request's StreamProtocol
 
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers; also the trailers of a chunked body
 
@@ -35,7 +37,7 @@ _UPGRADE = _refusal(
 
 
 class StreamProtocol(HttpToolsProtocol):
-    """Puts its transport into ``scope["extensions"]`` (https://asgi.readthedocs.io/en/latest/extensions.html)."""
+    """Puts itself into ``scope["extensions"]`` (https://asgi.readthedocs.io/en/latest/extensions.html)."""
 
     _in_head = True
     _head_bytes = 0
@@ -61,8 +63,37 @@ class StreamProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Add the extension to the scope of each request."""
         super().on_message_begin()
-        extension: Any = self.transport  # the specification has dictionaries here; ours is read by ourselves only
-        self.scope["extensions"] = {TRANSPORT: extension}
+        extension: Any = self  # the specification has dictionaries here; ours is read by ourselves only
+        self.scope["extensions"] = {CONNECTION: extension}
+
+    def abort(self) -> None:
+        """Close the connection at once, whatever waits to be sent."""
+        self.transport.abort()
+
+    def take_over(self, sink: DirectSink) -> bool:
+        """Let ``sink`` have the connection for good, after the head of a response without a length was sent.
+
+        HTTP is over here then, as after an upgrade to WebSocket: uvicorn forgets the request, which may return. False
+        when the way is not free: under TLS, when a middleware has held the head back, when a request is queued behind
+        this one, or when the client has left.
+        """
+        cycle = self.cycle
+        if (
+            self.scheme == "https"
+            or self.pipeline
+            or not cycle.response_started
+            or cycle.response_complete
+            or cycle.disconnected
+            or self.transport.is_closing()
+        ):
+            return False
+        cycle.response_complete = True  # for uvicorn; and for the request's own `receive`, which tells of a disconnect
+        sink.chunked = cycle.chunked_encoding is True
+        self.connections.discard(self)
+        self.connections.add(sink)  # type: ignore[arg-type]  # uvicorn asks for no more than `shutdown`, as of a WebSocket
+        sink.connection_made(self.transport)
+        self.transport.set_protocol(sink)
+        return True
 
     def on_headers_complete(self) -> None:
         """Refuse an upgrade of a request with a body: the parser takes that body for the other protocol's bytes."""

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -17,8 +18,9 @@ from agent_sse.auth import Principal
 from agent_sse.errors import ApiError
 from agent_sse.frames import EventId
 from agent_sse.hub import Hub
-from agent_sse.protocol import TRANSPORT
-from agent_sse.sinks import AsgiSink, Stalled
+from agent_sse.protocol import CONNECTION, StreamProtocol
+from agent_sse.settings import Settings
+from agent_sse.sinks import AsgiSink, DirectSink, Stalled
 from agent_sse.stream import RETRY_MS, Connection
 
 log = logging.getLogger("agent_sse")
@@ -29,6 +31,7 @@ STREAM_HEADERS = (
     (b"x-accel-buffering", b"no"),
     (b"referrer-policy", b"no-referrer"),
 )
+TOKEN_EXPIRED = frames.error_frame("token_expired", "the token has expired; connect again with a new one")
 JSON_HEADERS = {"cache-control": "no-store", "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}
 
 
@@ -73,47 +76,75 @@ class EventStream(Response):
         self.background = None
         self.raw_headers = list(STREAM_HEADERS)
         self._hub = hub
-        self._principal = principal
-        self._session_id = session_id
-        self._cursor = cursor
-        self._reset_reason = reset_reason
+        ends_at, last = _end(hub.settings, principal)
+        self._connection = Connection(
+            session_id, cursor=cursor, reset_reason=reset_reason, ends_at=ends_at, last=last
+        )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the stream until the client leaves, the token expires, or the service ends it."""
-        if self._hub.closing:
+        sink = await self.open(scope, receive, send)
+        if sink is not None:
+            try:
+                await sink.closed()
+            except BaseException:
+                sink.abort()  # the server gives up waiting
+                raise
+
+    async def open(self, scope: Scope, receive: Receive, send: Send) -> DirectSink | None:
+        """Begin the stream; the sink that it has, when its connection was taken over: then the request is over.
+
+        None when the response is complete: the stream went through ``send``, or was refused.
+        """
+        hub, connection = self._hub, self._connection
+        if hub.closing:
             await self._come_back(send)
-            return
-        settings = self._hub.settings
-        sink = AsgiSink(send, bound=settings.stream_buffer_bytes, timeout=settings.send_timeout)
-        connection = Connection(
-            self._session_id, sink, self._hub.store, cursor=self._cursor, reset_reason=self._reset_reason,
-            page_bytes=settings.stream_buffer_bytes,
-        )  # fmt: skip
+            return None
         try:
             # Here and not in the route: between the two a client may leave, and the place would never be given back.
-            self._hub.join(connection)
+            hub.join(connection)
         except ApiError as error:
             await failure(error)(scope, receive, send)
-            return
-        watcher: asyncio.Task[None] | None = None
-        timer = self._end_in_time(connection)
+            return None
+        server = scope.get("extensions", {}).get(CONNECTION)
+        direct = None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            watcher = asyncio.create_task(_end_on_disconnect(receive, connection), name="agent-sse disconnect")
+            direct = self._take_over(server)
+            if direct is None:
+                await self._serve(receive, send, server)
+        finally:
+            if direct is None:
+                hub.leave(connection)
+        return direct
+
+    def _take_over(self, server: StreamProtocol | None) -> DirectSink | None:
+        if server is None:
+            return None
+        settings = self._hub.settings
+        sink = DirectSink(
+            bound=settings.stream_buffer_bytes, timeout=settings.send_timeout,
+            on_lost=partial(self._hub.leave, self._connection),
+        )  # fmt: skip
+        if not server.take_over(sink):
+            return None
+        self._hub.start(self._connection, sink)
+        return sink
+
+    async def _serve(self, receive: Receive, send: Send, server: StreamProtocol | None) -> None:
+        settings = self._hub.settings
+        sink = AsgiSink(send, bound=settings.stream_buffer_bytes, timeout=settings.send_timeout)
+        self._hub.start(self._connection, sink)
+        watcher = asyncio.create_task(_end_on_disconnect(receive, self._connection), name="agent-sse disconnect")
+        try:
             await sink.run()
         except Stalled:
-            self._hub.counters.stalls += 1
-            log.info("session %s: a client took no bytes for too long and is disconnected", self._session_id)
-            transport = scope.get("extensions", {}).get(TRANSPORT)
-            if transport is not None:
-                transport.abort()  # close() would wait for the flush for ever
+            self._hub.stalled(self._connection.session_id)
+            if server is not None:
+                server.abort()  # close() would wait for the flush for ever
         finally:
-            timer.cancel()
-            self._hub.leave(connection)
-            await connection.aclose()
-            if watcher is not None:
-                watcher.cancel()
-                await asyncio.gather(watcher, return_exceptions=True)
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
 
     async def _come_back(self, send: Send) -> None:
         # A browser's EventSource gives up for good on any status but 200; an ended stream it opens again, elsewhere.
@@ -121,18 +152,19 @@ class EventStream(Response):
         body = frames.retry_frame(random.randint(*RETRY_MS))
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    def _end_in_time(self, connection: Connection) -> asyncio.TimerHandle:
-        """End the stream when its token expires, or when it has been open for long (so that load can move)."""
-        settings, now = self._hub.settings, time.time()
-        left = self._principal.expires_at - now
-        if left <= 0:  # let in by the leeway: it ends with that
-            left += settings.jwt_leeway
-        longest = settings.max_stream_seconds * random.uniform(0.8, 1.2)
-        loop = asyncio.get_running_loop()
-        if longest < left:
-            return loop.call_later(longest, connection.end)
-        last = frames.error_frame("token_expired", "the token has expired; connect again with a new one")
-        return loop.call_later(max(0.0, left), connection.end, last)
+
+def _end(settings: Settings, principal: Principal) -> tuple[float, bytes]:
+    """Return when the stream ends, in the loop's time, and its last frame.
+
+    With its token, or when it has been open for long (so that load can move).
+    """
+    now, left = asyncio.get_running_loop().time(), principal.expires_at - time.time()
+    if left <= 0:  # let in by the leeway: it ends with that
+        left += settings.jwt_leeway
+    longest = settings.max_stream_seconds * random.uniform(0.8, 1.2)
+    if longest < left:
+        return now + longest, b""
+    return now + max(0.0, left), TOKEN_EXPIRED
 
 
 async def _end_on_disconnect(receive: Receive, connection: Connection) -> None:

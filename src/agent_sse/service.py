@@ -45,7 +45,7 @@ class Service:
             store = Store(backend, self.settings)
             hub = Hub(store, self.settings)
             permissions = Permissions(store)
-            hub.start()
+            hub.run()
             self._parts = (store, hub, permissions, Authorizer(store.owner_of, self._authorize))
             try:
                 with on_shutdown(hub.shutdown):

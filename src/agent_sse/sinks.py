@@ -1,7 +1,7 @@
 """Where a stream's bytes go. A sink never blocks who writes and never drops; it says when it has taken enough.
 
 The bound is the sink's whole promise: a writer that heeds `write`'s answer holds at most that much, plus one frame, per
-client.
+client. `DirectSink` writes to the connection itself, `AsgiSink` through any ASGI server's `send`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
+
+from agent_sse.frames import Frame, chunk
 
 # ASGI's `send`; spelt out here, so that this module needs no web framework.
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -26,7 +28,10 @@ class Sink(Protocol):
         """Whether everything that was written has left this process."""
 
     def write(self, data: bytes) -> bool:
-        """Take ``data``. False: over the bound, write no more until :meth:`drained`."""
+        """Take ``data``, not empty. False: over the bound, write no more until :meth:`drained`."""
+
+    def send(self, frame: Frame) -> bool:
+        """Take a frame that was encoded for many; otherwise as :meth:`write`."""
 
     async def drained(self) -> None:
         """Wait until the sink is under half its bound again."""
@@ -34,9 +39,132 @@ class Sink(Protocol):
     def finish(self) -> None:
         """End the stream after what was written."""
 
+    def end_if_stalled(self, now: float) -> bool:
+        """Give up a client that takes no byte for the time-out; asked now and then, with the loop's time."""
+
 
 class Stalled(Exception):
     """The client took no byte for the whole time-out."""
+
+
+class DirectSink(asyncio.Protocol):
+    """A sink that is the connection's protocol: it was taken over from the HTTP server after the response's head.
+
+    ``bound`` in bytes; ``timeout`` in seconds: a client that takes nothing of what waits for it for that long is
+    aborted. ``chunked``: whether the head announced the chunked transfer coding. ``on_lost`` is called once, when the
+    connection is gone, whoever ended it.
+    """
+
+    __slots__ = (
+        "_bound", "_closed", "_finished", "_limit", "_on_lost", "_over", "_stuck_at", "_stuck_since", "_taken",
+        "_waiter", "chunked", "transport",
+    )  # fmt: skip
+
+    transport: asyncio.Transport  # set by connection_made; the HTTP server looks at it while it shuts down
+
+    def __init__(self, *, bound: int, timeout: float, on_lost: Callable[[], None]) -> None:
+        self.chunked = True
+        self._bound = bound
+        self._limit = timeout
+        self._on_lost = on_lost
+        self._over = False
+        self._finished = False
+        self._taken = 0  # bytes so far
+        self._stuck_at = -1  # how many of them had left when the client was last seen not to take any
+        self._stuck_since = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        self._closed: asyncio.Future[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was written is in the kernel."""
+        return self.transport.get_write_buffer_size() == 0
+
+    def write(self, data: bytes) -> bool:
+        """Write ``data`` as a chunk of its own; False when more than the bound waits."""
+        return self._put(chunk(data) if self.chunked else data)
+
+    def send(self, frame: Frame) -> bool:
+        """Write a frame; False when more than the bound waits."""
+        return self._put(frame.chunk if self.chunked else frame.data)
+
+    def _put(self, data: bytes) -> bool:
+        if self._finished:
+            return True
+        self._taken += len(data)
+        self.transport.write(data)  # may call pause_writing
+        return not self._over
+
+    async def drained(self) -> None:
+        """Wait until at most half the bound waits in this process."""
+        while self._over:
+            if self._waiter is None or self._waiter.done():
+                self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def finish(self) -> None:
+        """End the response and close; a client that does not take what waits for it in time is given up."""
+        if self._finished:
+            return
+        if self.chunked:
+            self._put(b"0\r\n\r\n")
+        self._finished = True
+        self.transport.close()
+        if not self.idle:
+            asyncio.get_running_loop().call_later(FINISH_GRACE, self.transport.abort)
+
+    def end_if_stalled(self, now: float) -> bool:
+        """Abort when nothing has left this process for the time-out although something waits."""
+        waiting = self.transport.get_write_buffer_size()
+        left = self._taken - waiting
+        if waiting == 0 or left != self._stuck_at:
+            self._stuck_at, self._stuck_since = (left if waiting else -1), now
+        elif now - self._stuck_since >= self._limit:
+            self.transport.abort()  # close() would wait for the flush for ever
+            return True
+        return False
+
+    async def closed(self) -> None:
+        """Wait until the connection is gone."""
+        if self._closed is None:
+            self._closed = asyncio.get_running_loop().create_future()
+        await self._closed
+
+    def abort(self) -> None:
+        """Close at once, whatever waits."""
+        self.transport.abort()
+
+    # -- asyncio.Protocol, and what uvicorn calls on the connections that it closes -----------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
+        self.transport.set_write_buffer_limits(high=self._bound, low=self._bound // 2)
+
+    def pause_writing(self) -> None:
+        """More than the bound waits."""
+        self._over = True
+
+    def resume_writing(self) -> None:
+        """At most half the bound waits."""
+        self._over = False
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        """Drop what a client sends: it has nothing to say on a stream. Reading goes on, since it shows the end."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the owner."""
+        self._finished = True
+        self.resume_writing()
+        self._on_lost()
+        if self._closed is not None and not self._closed.done():
+            self._closed.set_result(None)
+
+    def shutdown(self) -> None:
+        """End the stream, because the server shuts down."""
+        self.finish()
 
 
 class AsgiSink:
@@ -74,6 +202,10 @@ class AsgiSink:
             return False
         return True
 
+    def send(self, frame: Frame) -> bool:
+        """Queue a frame; the server does the transfer coding itself."""
+        return self.write(frame.data)
+
     async def drained(self) -> None:
         """Wait until at most half the bound is queued."""
         await self._drained.wait()
@@ -85,6 +217,10 @@ class AsgiSink:
             self._wake.set()
             if self._timeout is not None:
                 self._timeout.reschedule(min(self._finish_by, self._timeout.when() or self._finish_by))
+
+    def end_if_stalled(self, now: float) -> bool:
+        """Return False: :meth:`run` times each ``send`` itself."""
+        return False
 
     async def run(self) -> None:
         """Send until :meth:`finish`. Raises :class:`Stalled`."""

@@ -34,11 +34,21 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events after a cursor. ``status`` says whether the history after it is complete; if not, there are none."""
+    """Events after a cursor. ``status`` says whether the history after it is complete; if not, there are none.
+
+    ``ids`` as Redis writes them, ``payloads`` as JSON; ``closed_tip`` is set for a minute after ``close_session``.
+    """
 
     status: Literal["ok", "expired", "lost"]
     tip: EventId
-    events: Sequence[tuple[EventId, bytes, bytes]]
+    closed_tip: EventId | None
+    ids: Sequence[bytes]
+    payloads: Sequence[bytes]
+
+    @property
+    def last(self) -> EventId:
+        """The id of the last event. There is one."""
+        return _id(self.ids[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,7 @@ class Snapshot:
     """What a client without a usable cursor has to see, as it was at ``tip``; payloads are JSON."""
 
     tip: EventId
+    closed_tip: EventId | None
     statuses: Sequence[bytes]
     result: bytes | None
     shown: Sequence[bytes]
@@ -117,17 +128,16 @@ class Store:
         """Read up to ``events`` events and about ``size`` bytes after ``cursor``."""
         reply = await self._run(scripts.REPLAY, session_id, format_id(cursor), events, size)
         status: Literal["ok", "expired", "lost"] = reply[0].decode()
-        rows = [(_id(reply[i]), reply[i], reply[i + 1]) for i in range(2, len(reply), 2)]
-        return Page(status, _id(reply[1]), rows)
+        return Page(status, _id(reply[1]), _id(reply[2]) if reply[2] else None, reply[3::2], reply[4::2])
 
     async def snapshot(self, session_id: str) -> Snapshot:
         """Read the session's present state at one moment."""
-        tip, last, result, calls, shown, now = await self._run(scripts.SNAPSHOT, session_id)
+        tip, closed, last, result, calls, shown, now = await self._run(scripts.SNAPSHOT, session_id)
         statuses = sorted(
             (_id(event_id), payload) for event_id, payload in (value.split(b" ", 1) for value in calls[1::2])
         )
         payloads = [payload for _, payload in statuses] or ([last] if last else [])
-        return Snapshot(_id(tip), payloads, result or None, shown, int(now))
+        return Snapshot(_id(tip), _id(closed) if closed else None, payloads, result or None, shown, int(now))
 
     async def tick_many(self, sessions: Sequence[tuple[str, str, int]]) -> list[Tick | Exception]:
         """Tick sessions in one pipeline; each is ``(session id, process id, its open streams)``."""

@@ -9,74 +9,77 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from agent_sse import events, frames
 from agent_sse.errors import RedisRefused, RedisUnavailable
-from agent_sse.frames import EventId
+from agent_sse.frames import EventId, Frame
 from agent_sse.sinks import Sink
 
 if TYPE_CHECKING:
     from agent_sse.channel import Channel
-    from agent_sse.store import Snapshot, Store
 
 log = logging.getLogger("agent_sse")
 
-PAGE_EVENTS = 200
 RETRY_MS = (1000, 3000)  # random between these, so that a crowd does not come back at once
 BACKOFF_CAP = 2.0  # s
-RESET_REASONS = {"expired": "history_expired", "lost": "history_lost"}
 
 
 class Connection:
     """One client's stream of one session.
 
     ``cursor`` is the last event id that the client has, None when it has none (it gets a snapshot);
-    ``reset_reason`` is set for a cursor that could not be read. ``page_bytes`` bounds a page.
+    ``reset_reason`` is set for a cursor that could not be read. ``ends_at``, in the loop's time, is when the hub ends
+    it, with ``last`` as its last frame.
     """
 
     __slots__ = (
-        "_ended", "_page_bytes", "_primed", "_reset", "_store", "_task", "channel", "cursor", "last_write", "live",
-        "session_id", "sink",
+        "_ended", "_primed", "_reset", "_sink", "_task", "channel", "cursor", "ends_at", "last", "last_write", "live",
+        "session_id",
     )  # fmt: skip
 
     def __init__(
         self,
         session_id: str,
-        sink: Sink,
-        store: Store,
         *,
         cursor: EventId | None,
         reset_reason: str | None = None,
-        page_bytes: int,
+        ends_at: float = float("inf"),
+        last: bytes = b"",
     ) -> None:
         self.session_id = session_id
-        self.sink = sink
         self.cursor = cursor
+        self.ends_at = ends_at
+        self.last = last
         self.live = False
         self.last_write = 0.0
-        self.channel: Channel | None = None
-        self._store = store
+        self.channel: Channel | None = None  # set while the hub holds a place for it
+        self._sink: Sink | None = None
         self._reset = reset_reason
-        self._page_bytes = page_bytes
         self._primed = False
         self._ended = False
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, channel: Channel) -> None:
-        """Send the first bytes and begin to catch up."""
-        self.channel = channel
+    def start(self, sink: Sink) -> None:
+        """Send the first bytes to ``sink`` and begin to catch up. The hub has given it a place before."""
+        channel = self.channel
+        if channel is None or self._ended:
+            sink.finish()  # ended by the service meanwhile
+            return
+        self._sink = sink
         self.write(frames.retry_frame(random.randint(*RETRY_MS)) + channel.heartbeat())
         self._begin(channel)
 
-    async def aclose(self) -> None:
-        """Stop catching up; the sink belongs to who made it."""
+    def stop(self) -> asyncio.Task[None] | None:
+        """Write nothing more; return what has to be awaited. The sink belongs to who made it."""
         self._ended = True
         self.live = False
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        self.channel = None
+        task, self._task = self._task, None
+        if task is not None and not task.done():
+            task.cancel()
+            return task
+        return None
 
     def end(self, last: bytes = b"") -> None:
         """End the stream with a last frame."""
@@ -86,24 +89,40 @@ class Connection:
         self.live = False
         if self._task is not None:
             self._task.cancel()
-        if last:
-            self.sink.write(last)
-        self.sink.finish()
+        if self._sink is not None:
+            if last:
+                self._sink.write(last)
+            self._sink.finish()
 
     def write(self, data: bytes) -> None:
-        """Write; a sink over its bound sends a live connection back to the Stream."""
-        taken = self.sink.write(data)
+        """Write to this client only."""
+        if self._sink is not None:
+            self._wrote(self._sink.write(data))
+
+    def send(self, frame: Frame) -> None:
+        """Write what was encoded for many."""
+        if self._sink is not None:
+            self._wrote(self._sink.send(frame))
+
+    def deliver(self, event_id: EventId, frame: Frame, now: float) -> None:
+        """Take an event from the hub, if it is for this connection to take."""
+        if self.live and (self.cursor is None or event_id > self.cursor) and self._sink is not None:
+            self.cursor = event_id
+            self.last_write = now
+            if not self._sink.send(frame):
+                self._lag()
+
+    def _wrote(self, taken: bool) -> None:
         if self.channel is not None:
             self.last_write = self.channel.now
             if not taken and self.live:
-                self.channel.lagged()
-                self._begin(self.channel)
+                self._lag()
 
-    def deliver(self, event_id: EventId, frame: bytes) -> None:
-        """Take an event from the hub, if it is for this connection to take."""
-        if self.live and (self.cursor is None or event_id > self.cursor):
-            self.cursor = event_id
-            self.write(frame)
+    def _lag(self) -> None:
+        """Go back to the Stream until the client has read what waits for it."""
+        if self.channel is not None:
+            self.channel.lagged()
+            self._begin(self.channel)
 
     def reset(self, reason: str) -> None:
         """Start anew from a snapshot, because the history that the cursor belongs to is gone."""
@@ -111,16 +130,38 @@ class Connection:
             self._reset = reason
             self._begin(self.channel)
 
+    def visit(self, now: float, interval: float) -> float | None:
+        """Do what time asks for: end the stream, give up a stuck client, send a heartbeat after ``interval`` (seconds).
+
+        Return when to come again, None when there is nothing more to do here.
+        """
+        channel, sink = self.channel, self._sink
+        if channel is None or self._ended:
+            return None
+        if now >= self.ends_at:
+            self.end(self.last)
+            return None
+        if sink is not None:
+            if sink.end_if_stalled(now):
+                channel.stalled()
+                return None
+            if self.last_write + interval <= now + channel.tolerance and sink.idle:
+                # Who catches up may not have seen yet what was shown, or that it was settled.
+                shown = channel.shown.values() if self.live else ()
+                self.write(b"".join((channel.heartbeat(), *map(frames.data_frame, shown))))
+        return min(max(self.last_write, now - interval + channel.tolerance) + interval, self.ends_at)
+
     def _begin(self, channel: Channel) -> None:
         self.live = False
-        if not self._ended:
-            self._task = asyncio.create_task(self._catch_up(channel), name=f"agent-sse catch-up {self.session_id}")
+        if not self._ended and self._sink is not None:
+            self._task = asyncio.create_task(self._catch_up(channel, self._sink), name="agent-sse catch-up")
 
-    async def _catch_up(self, channel: Channel) -> None:
+    async def _catch_up(self, channel: Channel, sink: Sink) -> None:
         failures = 0
         while True:
             try:
-                await self._follow(channel)
+                await self._follow(channel, sink)
+                self._task = None
                 return
             except RedisUnavailable as error:
                 failures += 1
@@ -137,29 +178,29 @@ class Connection:
                 self.end()
                 return
 
-    async def _follow(self, channel: Channel) -> None:
+    async def _follow(self, channel: Channel, sink: Sink) -> None:
         """Read until the cursor is at the channel's tip, then be live in the same step of the loop."""
         while True:
-            await self.sink.drained()
-            await channel.ready.wait()
+            await sink.drained()
+            await channel.until_subscribed()
             cursor = self.cursor
             if cursor is None or self._reset is not None:
-                cursor = await self._write_snapshot()
+                cursor = await self._write_snapshot(channel, sink)
             era, expected = channel.era, channel.tip
-            page = await self._store.replay(self.session_id, cursor, events=PAGE_EVENTS, size=self._page_bytes)
-            if page.status != "ok":
+            page = await channel.page(cursor)
+            if page.status is not None:
                 channel.counted_reset()
-                log.info("session %s: stream reset, history %s", self.session_id, page.status)
-                self._reset = RESET_REASONS[page.status]
+                log.info("session %s: stream reset, %s", self.session_id, page.status)
+                self._reset = page.status
                 continue
-            if page.events:
-                self.write(b"".join(frames.event_frame(raw, payload) for _, raw, payload in page.events))
-                self.cursor = cursor = page.events[-1][0]
+            if page.frame is not None:
+                self.send(page.frame)
+                self.cursor = cursor = page.last
             elif expected is not None and cursor < expected:
                 await channel.settled()  # the channel is ahead of Redis: let it find out why before reading again
-            await self.sink.drained()
+            await sink.drained()
             # The history was not replaced since the page was read, and nothing is between the page and what comes live.
-            if era == channel.era and channel.tip is not None and cursor >= channel.tip:
+            if era == channel.era and channel.subscribed and channel.tip is not None and cursor >= channel.tip:
                 self._go_live(cursor)
                 return
 
@@ -169,27 +210,16 @@ class Connection:
             self._primed = True
             self.write(frames.cursor_frame(cursor))
 
-    async def _write_snapshot(self) -> EventId:
-        snapshot = await self._store.snapshot(self.session_id)
-        parts = snapshot_frames(snapshot, self._reset)
-        self._reset = None
+    async def _write_snapshot(self, channel: Channel, sink: Sink) -> EventId:
+        snapshot = await channel.snapshot()
+        reason, self._reset = self._reset, None
         self.cursor = snapshot.tip
         self._primed = True
-        for part in parts:  # a snapshot may be as large as what a session keeps
-            self.write(part)
-            await self.sink.drained()
+        if reason is not None:
+            tip = frames.format_id(snapshot.tip).decode()
+            self.write(frames.data_frame(events.encode(events.stream_reset(reason, tip, snapshot.at))))
+        for frame in snapshot.frames:  # a snapshot may be as large as what a session keeps
+            self.send(frame)
+            await sink.drained()
         self.write(frames.cursor_frame(snapshot.tip))
         return snapshot.tip
-
-
-def snapshot_frames(snapshot: Snapshot, reset_reason: str | None) -> list[bytes]:
-    """Return a snapshot's frames, without ids, in the order of protocol.md § 4, after a ``stream_reset`` if any."""
-    at = events.timestamp(datetime.fromtimestamp(snapshot.now_ms / 1000, UTC))
-    parts: list[bytes] = []
-    if reset_reason is not None:
-        tip = frames.format_id(snapshot.tip).decode()
-        parts.append(events.encode(events.stream_reset(reset_reason, tip, at)))
-    parts += snapshot.statuses
-    parts.append(snapshot.result or events.encode(events.result_cleared(at=at)))
-    parts += snapshot.shown or [events.encode(events.permission_none(at))]
-    return [frames.data_frame(part) for part in parts]

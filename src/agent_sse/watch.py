@@ -25,6 +25,7 @@ from rich.live import Live
 from agent_sse import embedded
 from agent_sse.backend import Backend
 from agent_sse.errors import ConfigurationError, RedisRefused, RedisUnavailable
+from agent_sse.frames import Frame
 from agent_sse.hub import Hub
 from agent_sse.keys import check_session_id
 from agent_sse.permissions import Permissions
@@ -77,6 +78,14 @@ class EventSink:
         except OSError:
             self.ended.set()  # nobody reads the output any more (`watch s1 | head`)
         return True
+
+    def send(self, frame: Frame) -> bool:
+        """Take a whole frame."""
+        return self.write(frame.data)
+
+    def end_if_stalled(self, now: float) -> bool:
+        """Return False: it takes everything."""
+        return False
 
     async def drained(self) -> None:
         """Return at once."""
@@ -175,15 +184,15 @@ async def following(settings: Settings, url: str, session_id: str, view: View) -
         await store.ping()
         hub, permissions = Hub(store, settings), Permissions(store)
         watch = Watch(check_session_id(session_id), permissions, view)
-        connection = Connection(session_id, watch.sink, store, cursor=None, page_bytes=settings.stream_buffer_bytes)
-        hub.start()
+        connection = Connection(session_id, cursor=None)
+        hub.run()
         try:
             hub.join(connection)
-            watch.online = lambda: connection.channel is None or connection.channel.ready.is_set()
+            hub.start(connection, watch.sink)
+            watch.online = lambda: connection.channel is None or connection.channel.subscribed
             yield watch
         finally:
             hub.leave(connection)
-            await connection.aclose()
             await hub.aclose()
             await permissions.aclose()
     finally:

@@ -22,7 +22,8 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
     frozenset(room.split())
     for room in (
         "errors frames settings terminal access_log scripts shutdown jwt_text token_cache wheel",
-        "keys events sinks state_dir watch_view",
+        "keys events sinks state_dir watch_view wire",
+        "servers",
         "backend embedded protocol jwt_claims jwt_keys requests",
         "auth pubsub store",
         "channel stream permissions publisher readiness incoming",
@@ -55,7 +56,8 @@ THIRD_PARTY = {
     "fastapi": {"app", "routes"},
     "starlette": {"app", "requests", "responses", "routes"},
     "uvicorn": {"protocol", "serve"},
-    "redis": {"backend", "pubsub"},
+    "redis": {"servers", "wire"},
+    "hiredis": {"wire"},
     "jose": {"auth", "jwt_keys"},
     "pydantic": {"settings", "notifier", "requests", "routes", "incoming"},
     "pydantic_settings": {"settings", "notifier"},
