@@ -121,7 +121,7 @@ class TokenVerifier:
             self._verified = TokenCache()
         # Held by a name, so that what a withdrawn key vouched for never gets into the cache that comes after it.
         verified, digest = self._verified, digest_of(token)
-        principal = verified.get(digest, len(token))
+        principal = verified.get(digest)
         if principal is None:
             principal = self._principal(self._claims(token))
             verified.put(digest, principal, len(token))

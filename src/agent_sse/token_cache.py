@@ -3,48 +3,45 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from typing import Generic, TypeVar
 
+# As many as a process has streams by default: when all of them come back, each in turn, they find their tokens here.
 MAX_CACHED_TOKENS = 20_000
-# What a token stands for grows with its length (its list of sessions), so the lengths are bounded together, too.
-MAX_CACHED_CHARS = 8 * 1024 * 1024
+# What a token stands for grows with its length (its list of sessions), so the lengths are bounded together, too:
+# room for 20,000 tokens of 838 characters.
+MAX_CACHED_CHARS = 16 * 1024 * 1024
 
 T = TypeVar("T")
 
 
 class TokenCache(Generic[T]):
-    """Values by the SHA-256 of their token; bounded, what was not used lately goes first.
+    """Values by the digest of their token; bounded in number and in characters, the least recently used goes first."""
 
-    Two generations instead of one ordered list: a use moves a value into the young one, and when that is half of a
-    bound, it becomes the old one and the old one is dropped. So a hit in the young one changes nothing, and there is no
-    bookkeeping per value.
-    """
-
-    __slots__ = ("_chars", "_old", "_young")
+    __slots__ = ("_chars", "_values")
 
     def __init__(self) -> None:
-        self._young: dict[bytes, T] = {}
-        self._old: dict[bytes, T] = {}
+        self._values: OrderedDict[bytes, tuple[T, int]] = OrderedDict()
         self._chars = 0
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self._values)
 
-    def get(self, digest: bytes, chars: int) -> T | None:
-        """Return what was put for the token with this ``digest`` and a length of ``chars``, or None."""
-        value = self._young.get(digest)
-        if value is None:
-            value = self._old.pop(digest, None)
-            if value is not None:
-                self.put(digest, value, chars)
-        return value
+    def get(self, digest: bytes) -> T | None:
+        """Return what was put for the token with this ``digest``, or None."""
+        found = self._values.get(digest)
+        if found is None:
+            return None
+        self._values.move_to_end(digest)
+        return found[0]
 
     def put(self, digest: bytes, value: T, chars: int) -> None:
-        """Keep ``value`` for the verified token with this ``digest`` and a length of ``chars``."""
-        if len(self._young) >= MAX_CACHED_TOKENS // 2 or self._chars + chars > MAX_CACHED_CHARS // 2:
-            self._young, self._old, self._chars = {}, self._young, 0
-        self._young[digest] = value
+        """Keep ``value`` for the verified token with this ``digest`` and a length of ``chars``, not kept before."""
+        self._values[digest] = (value, chars)
         self._chars += chars
+        while len(self._values) > MAX_CACHED_TOKENS or self._chars > MAX_CACHED_CHARS:
+            _, (_, freed) = self._values.popitem(last=False)
+            self._chars -= freed
 
 
 def digest_of(token: str) -> bytes:
