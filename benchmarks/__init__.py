@@ -1,0 +1,1 @@
+"""`make bench`: this project and its peers under the same load, side by side in one run."""

@@ -1,0 +1,102 @@
+"""The load: `load.c` compiled, and one process of it with its connections."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import debian
+from benchmarks.programs import Failure, Process
+
+SOURCE = Path(__file__).with_name("load.c")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One stream to open: the URL's path and query, a bearer token and a cursor (empty: none)."""
+
+    target: str
+    token: str = ""
+    cursor: str = ""
+
+
+def compile_load(folder: Path) -> Path:
+    """Compile the load generator into ``folder`` and return it. Raises :class:`Failure` without a compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        debian.install("gcc", "libc6-dev")
+        compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise Failure(
+            "the load generator needs a C compiler: install gcc (Debian, Ubuntu: apt-get install gcc libc6-dev)"
+        )
+    binary = folder / "load"
+    done = subprocess.run(
+        [compiler, "-O2", "-o", str(binary), str(SOURCE)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise Failure(
+            f"{SOURCE.name} does not compile (it needs Linux' epoll and a C library's headers):\n{done.stderr}"
+        )
+    return binary
+
+
+class Load(Process):
+    """The streams of one measurement. See load.c for ``ready`` and ``need_id``."""
+
+    def __init__(
+        self, binary: Path, folder: Path, port: int, requests: Sequence[Request], *, ready: str, need_id: bool
+    ) -> None:
+        handle, name = tempfile.mkstemp(dir=folder, suffix=".requests")
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.writelines(f"{request.target}\t{request.token}\t{request.cursor}\n" for request in requests)
+        super().__init__(
+            [str(binary), str(port), name, ready, str(int(need_id))], folder / "load.log", talk=True
+        )  # fmt: skip
+        self.connections = len(requests)
+        self.hear("started", 30)
+
+    def open(self, *, width: int = 200, each: int = 0, timeout: float = 60.0) -> dict[str, Any]:
+        """Open every stream, at most ``width`` at a time, and wait until each is ready and has ``each`` events.
+
+        Raises :class:`Failure` when one fails.
+        """
+        self.tell(f"open {width} {each}")
+        answer = self.hear("opened", timeout)
+        if answer is None:
+            answer = self.report()
+            raise Failure(
+                f"after {timeout:.0f} s only {answer['complete']} of {self.connections} streams are there: {answer}"
+            )
+        if answer["failed"] or answer["ended"]:
+            raise Failure(
+                f"{answer['failed'] + answer['ended']} of {self.connections} streams failed: {answer['error']}"
+            )
+        return answer
+
+    def expect(self, events: int, timeout: float) -> dict[str, Any]:
+        """Wait until so many events have come since the last reset; what came until then when they do not."""
+        self.tell(f"expect {events}")
+        return self.hear("expected", timeout) or self.report()
+
+    def reset(self) -> None:
+        """Count and measure from here on."""
+        self.ask("reset", "reset")
+
+    def report(self) -> dict[str, Any]:
+        """Return what has come since the last reset."""
+        return self.ask("report", "report")
+
+    def ids(self) -> list[str]:
+        """Return the id of each stream's first event."""
+        return list(self.ask("ids", "ids")["ids"])
+
+    def close(self) -> None:
+        """Close every stream; they can be opened anew."""
+        self.ask("close", "closed")
