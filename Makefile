@@ -12,7 +12,7 @@ ARGS ?=
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format lock clean
+.PHONY: help setup demo serve test bench lint format lock clean
 
 help: ## show this list
 	@echo "agent-sse: agent events to the browser, and the user's permission back"
@@ -55,6 +55,10 @@ serve: setup ## run the service with the settings from the environment and .env
 
 test: setup lint ## check style and types, then run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# `make bench ARGS="--only fanout --rounds 1 --peers agent-sse"`
+bench: setup ## measure this project beside its peers, about 15 minutes
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .

@@ -44,8 +44,14 @@ http {{
         location ~ ^/sub/(.+)$ {{
             nchan_subscriber eventsource;
             nchan_channel_id $1;
-            nchan_subscriber_first_message {first};
+            nchan_subscriber_first_message newest;
             nchan_eventsource_ping_interval {ping};
+            {common}
+        }}
+        location ~ ^/old/(.+)$ {{
+            nchan_subscriber eventsource;
+            nchan_channel_id $1;
+            nchan_subscriber_first_message oldest;
             {common}
         }}
     }}
@@ -90,7 +96,7 @@ def start(stack: ExitStack, folder: Path, redis: RedisServer | None, heartbeat: 
     config = folder / "nginx.conf"
     config.write_text(
         CONFIG.format(
-            module=module, folder=folder, port=port, upstream=upstream, common=" ".join(common), first="newest",
+            module=module, folder=folder, port=port, upstream=upstream, common=" ".join(common),
             ping=max(1, round(heartbeat)),
         )
     )  # fmt: skip

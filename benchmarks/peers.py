@@ -19,6 +19,7 @@ from benchmarks.programs import Process, environment, free_port
 from benchmarks.redis_server import RedisServer
 
 SECRET = "a-secret-for-benchmarks-of-at-least-32-bytes"  # noqa: S105 - it guards nothing
+QUIET = ("--no-access-log", "--log-level", "warning")
 STREAM_PATH = "/agent_backend/api/sse/events/"
 
 
@@ -92,13 +93,9 @@ def _start_python(app: str) -> Callable[[ExitStack, Path, RedisServer | None, fl
         assert redis is not None
         port = free_port()
         env = environment(BENCH_REDIS=redis.url, BENCH_SECRET=SECRET, BENCH_HEARTBEAT=str(heartbeat))
-        process = stack.enter_context(
-            Process(
-                [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--loop", "uvloop", "--http", "httptools",
-                 "--no-access-log", "--log-level", "warning"],
-                folder / "peer.log", env=env,
-            )
-        )  # fmt: skip
+        command = [sys.executable, "-m", "uvicorn", f"benchmarks.apps.{app}:app", "--port", str(port)]
+        command += ["--loop", "uvloop", "--http", "httptools", *QUIET]
+        process = stack.enter_context(Process(command, folder / "peer.log", env=env))
         process.wait_for_port(port)
         return Service(port, [process.pid], "pubsub", str(redis.port), redis)
 
@@ -115,16 +112,14 @@ PEERS = (
     Peer(
         "agent-sse-asgi", "agent-sse, ASGI",
         _start_ours(
-            ["uvicorn", "--factory", "agent_sse.app:create_app", "--no-access-log", "--log-level", "warning",
-             "--backlog", "2048"]
+            ["uvicorn", "--factory", "agent_sse.app:create_app", *QUIET]
         ),
         STREAM_PATH, "id", True, ours=True,
     ),
     Peer("nchan", "nchan, own memory", _start_nchan, "/sub/", "head", True, tokens=False, needs_redis=False),
     Peer("nchan-redis", "nchan, Redis", _start_nchan, "/sub/", "head", True, tokens=False),
     Peer(
-        "sse-starlette", "sse-starlette", _start_python("benchmarks.apps.starlette_peer:app"), "/events/", "body", False,
-        light=True,
+        "sse-starlette", "sse-starlette", _start_python("starlette_peer"), "/events/", "body", False, light=True,
     ),
-    Peer("fastapi", "FastAPI SSE", _start_python("benchmarks.apps.fastapi_peer:app"), "/events/", "body", False, light=True),
+    Peer("fastapi", "FastAPI SSE", _start_python("fastapi_peer"), "/events/", "body", False, light=True),
 )  # fmt: skip

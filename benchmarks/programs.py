@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
@@ -71,7 +71,8 @@ class Process:
         self.log = log
         with log.open("ab") as file:
             self.popen = subprocess.Popen(
-                command, cwd=ROOT, env=env or environment(), start_new_session=True, preexec_fn=_die_with_parent,
+                command, cwd=ROOT, env=env or environment(), start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - a run has one thread
                 stdin=subprocess.PIPE if talk else subprocess.DEVNULL, stdout=subprocess.PIPE if talk else file,
                 stderr=file, bufsize=0,
             )  # fmt: skip
@@ -79,7 +80,7 @@ class Process:
         self._command = command
         self._held = b""
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -128,7 +129,7 @@ class Process:
             raise Failure(f"{self._command[0]} has ended:\n{self.last_words()}") from None
 
     def hear(self, event: str, timeout: float) -> dict[str, Any] | None:
-        """Return the next line whose ``event`` is the one asked for; None when none comes within ``timeout`` seconds."""
+        """Return the next line whose ``event`` is the one asked for; None when it does not come in ``timeout`` s."""
         deadline = time.monotonic() + timeout
         while True:
             line = self._line(deadline)

@@ -14,7 +14,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything: clients and sessions, events a second, seconds. ``light`` is for the peers that fall behind."""
+    """How much of everything: clients, sessions, events a second, seconds; ``light`` is for peers that fall behind."""
 
     fanout_clients: int = 500
     fanout_rate: float = 40.0

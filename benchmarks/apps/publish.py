@@ -252,7 +252,7 @@ class Publisher:
         return {"ids": [first[session] for session in sessions]}
 
     async def throughput(self, tasks: int, seconds: float) -> dict[str, Any]:
-        """Publish from so many tasks, each its own session, one after the other; return acknowledged events a second."""
+        """Publish from so many tasks, each to a session of its own, an event at a time; return events a second."""
         assert isinstance(self._way, NotifierWay)
         way, loop = self._way, asyncio.get_running_loop()
         counts = [0] * tasks
@@ -270,7 +270,7 @@ class Publisher:
         return {"per_second": sum(counts) / elapsed, "cpu_us": (time.process_time() - cpu) / sum(counts) * 1e6}
 
     async def lone(self, count: int) -> dict[str, Any]:
-        """Time single publishes and redis-py's bare ``evalsha`` of the same script and payload, in turns; medians in µs."""
+        """Time single publishes and redis-py's bare ``evalsha`` of the same, in turns; return medians in µs."""
         assert isinstance(self._way, NotifierWay)
         way = self._way
         settings = way.notifier.settings
