@@ -52,6 +52,21 @@ class Peer:
     needs_redis: bool = True
     ours: bool = False
 
+    @property
+    def way(self) -> str:
+        """How it is published to; see apps/publish.py."""
+        return "notifier" if self.ours else "pubsub" if self.tokens else "http"
+
+    @property
+    def publishes_to_itself(self) -> bool:
+        """Whether it takes publishes itself, so that only it knows its events."""
+        return self.way == "http"
+
+    @property
+    def history(self) -> str:
+        """What its storm replays: peers with the same name here read the same."""
+        return self.name if self.publishes_to_itself else self.way
+
     def request(self, session: str, *, subject: str = "bench", cursor: str = "") -> Request:
         return Request(self.path + session, token(session, subject) if self.tokens else "", cursor)
 

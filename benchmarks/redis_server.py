@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent_sse.state_dir import find_server
-from benchmarks.programs import Process, free_port
+from benchmarks.programs import Process, cpu_seconds, free_port
 
 
 class RedisServer(Process):
@@ -19,6 +19,11 @@ class RedisServer(Process):
             folder / "redis.log",
         )  # fmt: skip
         self.wait_for_port(self.port)
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds so far."""
+        return cpu_seconds([self.pid])
 
     @property
     def url(self) -> str:

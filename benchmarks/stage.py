@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from benchmarks.peers import Peer, Service
 from benchmarks.programs import Failure, Process, cpu_seconds, rss_kib
 from benchmarks.redis_server import RedisServer
 
+SETTLE_SECONDS = 5.0
 HEARTBEAT = 15.0  # s; the settings' default
 
 
@@ -78,10 +80,19 @@ class Stage:
         """CPU seconds of the service so far."""
         return cpu_seconds(self.service.pids)
 
+    def settle(self) -> None:
+        """Wait until the service does next to nothing, but not for long."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            before = self.cpu
+            time.sleep(0.2)
+            if self.cpu - before < 0.01:
+                return
+
     @property
     def redis_cpu(self) -> float:
         """CPU seconds of its Redis so far; 0 without one."""
-        return cpu_seconds([self.service.redis.pid]) if self.service.redis is not None else 0.0
+        return self.service.redis.cpu if self.service.redis is not None else 0.0
 
     @property
     def rss(self) -> int:

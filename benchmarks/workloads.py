@@ -1,13 +1,18 @@
-"""The workloads. Each is run for one peer at a time and returns its figures by name; sizes are all in `Sizes`."""
+"""The workloads. Each is run for one peer at a time and returns its figures by name; what they are is in report.py."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.history import History
+from benchmarks.load import Load
 from benchmarks.peers import Peer
-from benchmarks.stage import Stage, delivery
+from benchmarks.redis_server import RedisServer
+from benchmarks.stage import Stage, command, delivery, start_publisher
 
 Figures = dict[str, float]
 
@@ -19,16 +24,62 @@ class Sizes:
     fanout_clients: int = 500
     fanout_rate: float = 40.0
     fanout_seconds: float = 5.0
+    sessions: int = 1000
+    sessions_rate: float = 4000.0
+    sessions_seconds: float = 4.0
     light_seconds: float = 2.0
+    idle_streams: int = 10_000
+    idle_light: int = 1000
+    idle_heartbeat: float = 5.0
+    storm_clients: int = 5000
+    storm_others: int = 2000
+    storm_light: int = 1000
+    storm_width: int = 1000
+    publish_tasks: int = 64
+    publish_seconds: float = 3.0
+    publish_lone: int = 2000
+    growth: tuple[int, ...] = (100, 1000, 10_000)
+    growth_rate: float = 4000.0
+    growth_seconds: float = 3.0
+
+
+SMOKE = Sizes(
+    fanout_clients=10, fanout_rate=100.0, fanout_seconds=0.2, sessions=20, sessions_rate=400.0, sessions_seconds=0.2,
+    light_seconds=0.2, idle_streams=20, idle_light=20, idle_heartbeat=0.5, storm_clients=20, storm_others=20,
+    storm_light=20, storm_width=10, publish_tasks=4, publish_seconds=0.2, publish_lone=50, growth=(5, 20),
+    growth_rate=400.0, growth_seconds=0.1,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """Where measurements happen: the compiled load, a directory, the sizes."""
+    """Where measurements happen: the compiled load, a directory, the sizes, and what lasts for the whole run."""
 
     load: Path
     folder: Path
     sizes: Sizes
+    stack: ExitStack
+    histories: dict[str, History]
+
+    def history(self, peer: Peer) -> History:
+        """Return the events that a storm replays, written once for all peers that read the same."""
+        kind = peer.history
+        if kind not in self.histories:
+            self.histories[kind] = self.stack.enter_context(
+                History(self.load, self.folder, peer, clients_of(self, peer))
+            )
+        return self.histories[kind]
+
+
+def clients_of(lab: Lab, peer: Peer) -> int:
+    """Return how many clients storm a peer."""
+    sizes = lab.sizes
+    return sizes.storm_clients if peer.ours else sizes.storm_light if peer.light else sizes.storm_others
+
+
+def names(count: int) -> list[str]:
+    """Return session ids."""
+    return [f"b{index}" for index in range(count)]
 
 
 def fanout(lab: Lab, peer: Peer) -> Figures:
@@ -43,4 +94,137 @@ def fanout(lab: Lab, peer: Peer) -> Figures:
         return delivery(stage, load, ["b0"], rate=sizes.fanout_rate, count=count, copies=clients)
 
 
-WORKLOADS: dict[str, Callable[[Lab, Peer], Figures]] = {"fanout": fanout}
+def sessions(lab: Lab, peer: Peer) -> Figures:
+    """Many sessions, one client each: what one event costs from its publisher to its one client."""
+    sizes = lab.sizes
+    ids = names(sizes.sessions)
+    count = round(sizes.sessions_rate * (sizes.light_seconds if peer.light else sizes.sessions_seconds))
+    with Stage(lab.load, lab.folder, peer) as stage:
+        load = stage.load([peer.request(session) for session in ids])
+        load.open()
+        figures = delivery(stage, load, ids, rate=sizes.sessions_rate, count=count, copies=1)
+        # nchan takes the publishes itself, by HTTP; the others' come through Redis. What that costs with nobody
+        # listening is told apart, and taken off for the comparison.
+        figures["intake_us"] = 0.0
+        if stage.service.way == "http":
+            load.close()
+            stage.settle()
+            before = stage.cpu
+            stage.publish(ids, sizes.sessions_rate, count)
+            figures["intake_us"] = (stage.cpu - before) / count * 1e6
+        figures["net_us"] = figures["cpu_us"] - figures["intake_us"]
+        return figures
+
+
+def idle(lab: Lab, peer: Peer) -> Figures:
+    """Streams on which nothing happens but heartbeats: their memory, and what the heartbeats cost."""
+    figures = _idle(lab, peer, shared=False)
+    if peer.name == "agent-sse":
+        figures["one_session_kib"] = _idle(lab, peer, shared=True)["kib"]
+    return figures
+
+
+def _idle(lab: Lab, peer: Peer, *, shared: bool) -> Figures:
+    sizes = lab.sizes
+    count = sizes.idle_light if peer.light else sizes.idle_streams
+    with Stage(lab.load, lab.folder, peer, heartbeat=sizes.idle_heartbeat) as stage:
+        rss, load = open_streams(stage, peer, ["b0"] * count if shared else names(count))
+        time.sleep(sizes.idle_heartbeat)  # the first heartbeats find their pace
+        figures = {"streams": float(count), "kib": (stage.rss - rss) / count}
+        load.reset()
+        before, redis_before, begin = stage.cpu, stage.redis_cpu, time.monotonic()
+        time.sleep(2 * sizes.idle_heartbeat)
+        elapsed = time.monotonic() - begin
+        report = load.report()
+        figures["cpu_percent"] = (stage.cpu - before) / elapsed * 100
+        figures["redis_cpu_percent"] = (stage.redis_cpu - redis_before) / elapsed * 100
+        figures["heartbeats_per_s"] = report["heartbeats"] / elapsed
+        figures["ended"] = float(report["ended"])
+        return figures
+
+
+def open_streams(stage: Stage, peer: Peer, ids: list[str]) -> tuple[int, Load]:
+    """Open a stream per session id; return the service's memory before (KiB) and the load."""
+    # What a first stream brings in (code paths, pools, caches' frames) is no cost per stream.
+    stage.load([peer.request(f"first{index}") for index in range(min(50, len(ids)))]).open()
+    stage.settle()
+    rss = stage.rss
+    load = stage.load([peer.request(session, subject=f"u{index}") for index, session in enumerate(ids)])
+    load.open(timeout=120)
+    stage.settle()
+    return rss, load
+
+
+def storm(lab: Lab, peer: Peer) -> Figures:
+    """Everybody comes back at once with a cursor 50 events back: each client has its own token, each gets its 50."""
+    history = lab.history(peer)
+    clients = clients_of(lab, peer)
+    figures: Figures = {"clients": float(clients)}
+    crowds = {
+        "distinct": [peer.request(s, cursor=c) for s, c in zip(history.sessions, history.cursors, strict=True)],
+        "one": [peer.request(history.sessions[0], subject=f"u{i}", cursor=history.cursors[0]) for i in range(clients)],
+    }
+    for crowd, requests in crowds.items():
+        with history.stage(peer) as stage:
+            load = stage.load(requests[:clients])
+            for life in ("cold", "warm"):
+                load.reset()
+                before = stage.cpu
+                answer = load.open(width=lab.sizes.storm_width, each=history.replayed, timeout=120)
+                cpu = stage.cpu - before
+                figures[f"{crowd}_{life}_per_s"] = clients / answer["seconds"]
+                figures[f"{crowd}_{life}_per_core"] = clients / cpu
+                figures[f"{crowd}_{life}_surplus"] = float(answer["events"] - clients * history.replayed)
+                figures[f"{crowd}_{life}_broken"] = float(answer["lost"] + answer["doubled"])
+                load.close()
+                stage.settle()
+    return figures
+
+
+def publish(lab: Lab, peer: Peer) -> Figures:
+    """What an agent's process can publish: many tasks at once, and one event at a time beside redis-py's bare call."""
+    sizes = lab.sizes
+    with RedisServer(lab.folder) as redis, start_publisher(lab.folder, "notifier", redis.url) as publisher:
+        before = redis.cpu
+        many = command(publisher, "throughput", 60, tasks=sizes.publish_tasks, seconds=sizes.publish_seconds)
+        redis_share = (redis.cpu - before) / (sizes.publish_seconds * 1.2)
+        lone = command(publisher, "lone", 60, count=sizes.publish_lone)
+    return {
+        "per_s": many["per_second"], "cpu_us": many["cpu_us"], "redis_cpu_percent": redis_share * 100,
+        "lone_us": lone["publish_us"], "evalsha_us": lone["evalsha_us"],
+        "lone_ratio": lone["publish_us"] / lone["evalsha_us"],
+    }  # fmt: skip
+
+
+def growth(lab: Lab, peer: Peer) -> Figures:
+    """The same rate of events over more and more sessions with one stream each."""
+    sizes = lab.sizes
+    figures: Figures = {}
+    for streams in sizes.growth:
+        ids = names(streams)
+        with Stage(lab.load, lab.folder, peer) as stage:
+            rss, load = open_streams(stage, peer, ids)
+            figures[f"kib_{streams}"] = (stage.rss - rss) / streams
+            count = round(sizes.growth_rate * sizes.growth_seconds)
+            found = delivery(stage, load, ids, rate=sizes.growth_rate, count=count, copies=1)
+            for key in ("cpu_us", "p50_ms", "p99_ms", "lost", "doubled"):
+                figures[f"{key}_{streams}"] = found[key]
+    return figures
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A workload and who takes part: the names of the peers, None for all."""
+
+    run: Callable[[Lab, Peer], Figures]
+    peers: frozenset[str] | None = None
+
+
+WORKLOADS = {
+    "fanout": Workload(fanout),
+    "sessions": Workload(sessions),
+    "idle": Workload(idle),
+    "storm": Workload(storm),
+    "publish": Workload(publish, frozenset({"agent-sse"})),
+    "growth": Workload(growth, frozenset({"agent-sse", "agent-sse-asgi", "nchan-redis"})),
+}
