@@ -1,6 +1,6 @@
 """The one pub/sub reader of a process: keeps channels subscribed over every reconnect, and says when it could not.
 
-Own reconnecting on redis-py's connections rather than its `PubSub`, which reconnects without a word (messages are lost
+Own reconnecting rather than redis-py's `PubSub`, which reconnects without a word (messages are lost
 in between) and never checks that its PING is answered. Nothing here promises delivery; the hub's tip chain does.
 https://redis.io/docs/latest/develop/pubsub/
 """
@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 from collections.abc import Callable
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
-
 from agent_sse.backend import Backend
 from agent_sse.errors import RedisRefused, RedisUnavailable
+from agent_sse.wire import ReplyError, Wire, pack
 
 log = logging.getLogger("agent_sse")
 
 PING_INTERVAL = 5.0  # s; a half-open connection is found within two of these
-FAIR_SHARE = 64  # messages taken in a row before other tasks get a turn
 SUBSCRIBE_BATCH = 500  # channels in one command
 BACKOFF_CAP = 2.0  # s
+MESSAGES = (b"message", b"smessage")
+CONFIRMATIONS = (b"subscribe", b"ssubscribe")
 
 
 class Subscriber:
@@ -103,9 +101,10 @@ class Subscriber:
                     self._work.set()
         finally:
             links = list(self._links.values())
-            for link in links:
-                link.task.cancel()
-            await asyncio.gather(*(link.task for link in links), return_exceptions=True)
+            tasks = [link.task for link in links if link.task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _back_off(self) -> None:
         self._failures += 1
@@ -126,12 +125,14 @@ class Subscriber:
             if node in silent:
                 continue  # one shard that is away must not keep the others' channels waiting
             if link is None:
+                link = _Link(self, node, sharded=self._backend.sharded)
                 try:
-                    connection = await self._backend.open_connection(node)
+                    await self._backend.open(node, link.wire)
                 except (RedisUnavailable, RedisRefused) as error:
                     silent[node] = error
                     continue
-                link = self._links[node] = _Link(self, node, connection, sharded=self._backend.sharded)
+                self._links[node] = link
+                link.start()
             if channel in self._unplaced:  # not removed meanwhile
                 self._unplaced.discard(channel)
                 self._placed[channel] = link
@@ -173,19 +174,22 @@ class Subscriber:
 
 
 class _Link:
-    """One connection to one server: a reader, and a sender of (un)subscriptions and PINGs."""
+    """One connection to one server: what it says goes to the subscriber, (un)subscriptions and PINGs to it."""
 
-    def __init__(self, owner: Subscriber, node: str, connection: AbstractConnection, *, sharded: bool) -> None:
+    def __init__(self, owner: Subscriber, node: str, *, sharded: bool) -> None:
         self.owner = owner
         self.node = node
-        self._connection = connection
+        self.wire = Wire(self._take)
         self._prefix = "S" if sharded else ""
         self._sharded = sharded
         self._orders: dict[bytes, bool] = {}
         self._ordered = asyncio.Event()
         self._answered = True
         self.confirmed = False
-        self.task = asyncio.create_task(self._run(), name=f"agent-sse pub/sub {node}")
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self.task = asyncio.create_task(self._run(), name=f"agent-sse pub/sub {self.node}")
 
     def subscribe(self, channel: bytes) -> None:
         self._orders[channel] = True
@@ -196,37 +200,33 @@ class _Link:
         self._ordered.set()
 
     async def _run(self) -> None:
+        sending = asyncio.create_task(self._send(), name=f"agent-sse pub/sub {self.node} out")
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._read())
-                group.create_task(self._send())
-        except* (RedisError, OSError) as errors:
-            log.info("pub/sub connection lost: %s", errors.exceptions[0])
+            await asyncio.wait((self.wire.lost, sending), return_when=asyncio.FIRST_COMPLETED)
+            await self.wire.aclose()
+            log.info("pub/sub connection lost: %s", self.wire.reason)
         finally:
-            await self._connection.disconnect(nowait=True)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            self.wire.abort("connection closed")
+            await self.wire.aclose()
             self.owner.ended(self)
 
-    async def _read(self) -> None:
-        taken = 0
-        while True:
-            reply: Any = await self._connection.read_response(
-                timeout=math.inf, disconnect_on_error=False, push_request=True
-            )
-            taken += 1
-            if taken % FAIR_SHARE == 0:
-                await asyncio.sleep(0)  # a full buffer is parsed without ever suspending
-            if not isinstance(reply, list):
+    def _take(self, reply: Any) -> None:
+        if isinstance(reply, list):
+            kind = reply[0]
+            if kind in MESSAGES:
+                self.owner.on_message(reply[1], reply[2])
+            elif kind in CONFIRMATIONS:
+                self.owner.confirmed(reply[1], self)
+            elif kind == b"sunsubscribe":
+                self.owner.displaced(reply[1], self)
+            elif kind == b"pong":
                 self._answered = True
-                continue
-            match reply[0]:
-                case b"message" | b"smessage":
-                    self.owner.on_message(reply[1], reply[2])
-                case b"subscribe" | b"ssubscribe":
-                    self.owner.confirmed(reply[1], self)
-                case b"sunsubscribe":
-                    self.owner.displaced(reply[1], self)
-                case b"pong":
-                    self._answered = True
+        elif isinstance(reply, ReplyError):
+            self.wire.abort(f"a subscription was refused: {reply}")
+        else:
+            self._answered = True
 
     async def _send(self) -> None:
         loop = asyncio.get_running_loop()
@@ -237,22 +237,17 @@ class _Link:
                     await self._ordered.wait()
             except TimeoutError:
                 if not self._answered:
-                    raise ConnectionError(f"no answer to PING within {PING_INTERVAL:g} s") from None
+                    self.wire.abort(f"no answer to PING within {PING_INTERVAL:g} s")
+                    return
                 self._answered = False
                 next_ping = loop.time() + PING_INTERVAL
-                async with asyncio.timeout(PING_INTERVAL):  # a peer that does not read must not hold this up either
-                    await self._connection.send_command("PING", check_health=False)
+                self.wire.write(pack(("PING",)))
                 continue
             self._ordered.clear()
             orders, self._orders = self._orders, {}
             for verb, wanted in (("UNSUBSCRIBE", False), ("SUBSCRIBE", True)):
                 channels = [channel for channel, subscribe in orders.items() if subscribe is wanted]
-                if channels:
-                    await self._command(self._prefix + verb, channels)
-
-    async def _command(self, verb: str, channels: list[bytes]) -> None:
-        # Sharded channels of one command must share a slot, so there each gets its own, all in one write.
-        size = 1 if self._sharded else SUBSCRIBE_BATCH
-        commands: list[list[str | bytes]] = [[verb, *channels[i : i + size]] for i in range(0, len(channels), size)]
-        async with asyncio.timeout(PING_INTERVAL):
-            await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+                # Sharded channels of one command must share a slot, so there each gets its own, all in one write.
+                size = 1 if self._sharded else SUBSCRIBE_BATCH
+                for i in range(0, len(channels), size):
+                    self.wire.write(pack((self._prefix + verb, *channels[i : i + size])))

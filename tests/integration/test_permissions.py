@@ -589,6 +589,9 @@ class NextRelease(Backend):
     async def run_many(self, calls: Any) -> list[Any]:
         return await super().run_many([replace(call, script=_next(call.script)) for call in calls])
 
+    def post(self, call: Any, done: Any) -> bool:
+        return super().post(replace(call, script=_next(call.script)), done)
+
 
 def _next(script: Script) -> Script:
     import hashlib

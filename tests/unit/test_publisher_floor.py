@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 
 from agent_sse import PublishTimeout, QueueFull, RedisRefused, RedisUnavailable
 from agent_sse import publisher as publisher_module
+from agent_sse.backend import Done
+from agent_sse.keys import Keyspace
 from agent_sse.publisher import Publisher
 from agent_sse.store import Publish
 
@@ -97,7 +100,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What becomes of one pipeline. ``at`` are the places in it that ``kind`` is about."""
+    """What becomes of one write, or of one attempt to connect. ``at`` are the places in it that ``kind`` is about."""
 
     kind: str
     at: frozenset[int] = frozenset()
@@ -106,69 +109,104 @@ class Outcome:
 
 
 class FakeStore:
-    """A `Store` and its `Backend` in one, whose pipelines meet the outcomes in turn and afterwards always succeed."""
+    """A `Store` and its `Backend` in one, with one connection. Its writes meet the outcomes in turn, then succeed."""
 
     def __init__(self, outcomes: Sequence[Outcome] = ()) -> None:
         self.backend = self
+        self.keyspace = Keyspace("fake")
         self.model = Model()
-        self.batches: list[int] = []
+        self.writes: list[int] = []
         self.lost: set[str] = set()  # ids that a restore took away
-        self._outcomes = list(outcomes)
+        self.outcomes = list(outcomes)
         self._late: list[Sent] = []  # in the network still
+        self._connected = False
+        self._step: list[tuple[Sent, Done]] = []  # posted in this step of the loop
+        self._flying: deque[list[tuple[Sent, Done]]] = deque()  # written and not answered
+        self._server: asyncio.Task[None] | None = None
 
-    async def connect(self) -> None:
-        if self._outcomes and self._outcomes[0].kind == "absent":
-            await asyncio.sleep(self._outcomes.pop(0).wait)
-            raise RedisUnavailable("connection refused")
-        if self._outcomes and self._outcomes[0].kind == "slow":
-            await asyncio.sleep(self._outcomes.pop(0).wait)
+    def server_of(self, key: str) -> str:
+        return ""
 
     def publish_call(self, event: Publish, publisher: str, count: int, floor: int) -> Sent:
         return Sent(event, publisher, count, floor)
 
-    async def run_many(self, calls: Sequence[Sent]) -> list[Any]:
-        self.batches.append(len(calls))
-        outcome = self._outcomes.pop(0) if self._outcomes else Outcome("ok")
-        await asyncio.sleep(outcome.wait)
-        if outcome.kind != "late":
-            late, self._late = self._late, []
-            for call in late:
+    async def reach(self, key: str) -> None:
+        while self.outcomes and self.outcomes[0].kind in ("absent", "slow"):
+            outcome = self.outcomes.pop(0)
+            await asyncio.sleep(outcome.wait)
+            if outcome.kind == "absent":
+                raise RedisUnavailable("connection refused")
+        self._connected = True
+
+    def post(self, call: Sent, done: Done) -> bool:
+        if not self._connected or (self.outcomes and self.outcomes[0].kind in ("absent", "slow")):
+            return False
+        if not self._step:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._step.append((call, done))
+        return True
+
+    def _write(self) -> None:
+        if not self._step:  # the connection was lost in this step
+            return
+        self.writes.append(len(self._step))
+        self._flying.append(self._step)
+        self._step = []
+        if self._server is None or self._server.done():
+            self._server = asyncio.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        while self._flying:
+            known = self.outcomes and self.outcomes[0].kind not in ("absent", "slow")
+            outcome = self.outcomes.pop(0) if known else Outcome("ok")
+            await asyncio.sleep(outcome.wait)
+            if outcome.kind in ("cut", "late"):
+                self._lose(outcome)
+                return
+            for call in self._late:
                 self.model.publish(call)
-        match outcome.kind:
-            case "cut":  # the first ones were executed, no reply came back
-                for call in calls[: outcome.upto]:
-                    self.model.publish(call)
-                raise RedisUnavailable("connection lost")
-            case "late":  # nobody waits any more when they are executed
-                self._late += calls[: outcome.upto]
-                raise RedisUnavailable("no answer")
-            case "defect":
-                raise ZeroDivisionError("a defect")
-            case "forget":
+            self._late = []
+            if outcome.kind == "forget":
                 before = {event_id for event_id, _, _ in self.model.stream}
                 self.model.forget(min(outcome.upto, len(self.model.stream)))
                 self.lost |= before - {event_id for event_id, _, _ in self.model.stream}
-        return (
-            [self._reply(outcome, place, call) for place, call in enumerate(calls)]
-            if (outcome.kind != "noscript")
-            else self._flushed(outcome, calls)
-        )
+            again = [
+                (call, done)
+                for place, (call, done) in enumerate(self._flying.popleft())
+                if not self._answer(outcome, place, call, done)
+            ]
+            if again:  # as `Backend.post`: what the server did not know goes out once more, behind all the rest
+                self._flying.append([(call, done) for call, done in again[: outcome.upto]])
+                for _, done in again[outcome.upto :]:  # flushed a second time in the middle
+                    done(RedisUnavailable("NOSCRIPT"))
 
-    def _reply(self, outcome: Outcome, place: int, call: Sent) -> Any:
+    def _lose(self, outcome: Outcome) -> None:
+        """Lose the connection, when the first calls on it were executed (cut) or are going to be, some day (late)."""
+        flying = [item for write in (*self._flying, self._step) for item in write]
+        self._connected = False
+        self._flying.clear()
+        self._step = []
+        executed = [call for call, _ in flying[: outcome.upto]]
+        if outcome.kind == "late":
+            self._late += executed
+        else:
+            for call in executed:
+                self.model.publish(call)
+        for _, done in flying:
+            done(RedisUnavailable("connection lost"))
+
+    def _answer(self, outcome: Outcome, place: int, call: Sent, done: Done) -> bool:
+        if place in outcome.at and outcome.kind == "noscript":
+            return False
         if place in outcome.at and outcome.kind == "refused":
-            return RedisRefused("OOM")
-        if place in outcome.at and outcome.kind == "unavailable":
-            return RedisUnavailable("CLUSTERDOWN")
-        return self.model.publish(call)
-
-    def _flushed(self, outcome: Outcome, calls: Sequence[Sent]) -> list[Any]:
-        # As `Backend.run_many`: those that the server did not know run again, after those that it did.
-        replies = [None if place in outcome.at else self.model.publish(call) for place, call in enumerate(calls)]
-        again = [place for place in range(len(calls)) if place in outcome.at]
-        for rank, place in enumerate(again):
-            known = rank < outcome.upto  # flushed a second time in the middle
-            replies[place] = self.model.publish(calls[place]) if known else RedisUnavailable("NOSCRIPT")  # type: ignore[call-overload]
-        return replies
+            done(RedisRefused("OOM"))
+        elif place in outcome.at and outcome.kind == "unavailable":
+            done(RedisUnavailable("CLUSTERDOWN"))
+        elif outcome.kind == "defect":
+            done(ZeroDivisionError("a defect"))
+        else:
+            done(self.model.publish(call))
+        return True
 
 
 places = st.frozensets(st.integers(0, 6), max_size=4)
@@ -196,7 +234,7 @@ plans = st.lists(
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(outcomes=outcomes, plan=plans)
-def test_publisher_holds_whatever_becomes_of_its_pipelines(
+def test_publisher_holds_whatever_becomes_of_what_it_writes(
     outcomes: list[Outcome], plan: list[tuple[str, float, float | None]]
 ) -> None:
     """Acknowledged: stored once, under its id. Anything: stored at most once, in the order of the calls."""
@@ -224,8 +262,7 @@ def test_publisher_holds_whatever_becomes_of_its_pipelines(
             tasks.append(asyncio.create_task(one(session, b"%s %03d" % (session.encode(), number), patience)))
         await asyncio.gather(*tasks)
         await asyncio.sleep(10)  # what was under way for callers that left comes to its end
-        while store._outcomes:
-            store._outcomes.pop()
+        store.outcomes.clear()
         for session in ("s1", "s2"):  # and it always goes on
             payload = session.encode() + b" 999"
             acknowledged[payload] = await publisher.publish(Publish(session, payload, "other"))
@@ -247,8 +284,8 @@ def test_publisher_holds_whatever_becomes_of_its_pipelines(
     run(scenario)
 
 
-def test_publisher_gathers_concurrent_publishes_into_one_pipeline() -> None:
-    """What is published while a pipeline is on its way goes with the next one, all of it up to its bound."""
+def test_publisher_gathers_concurrent_publishes_into_one_write() -> None:
+    """What is published in one step goes in one write, of one session up to its window; then as answers come."""
     store = FakeStore()
 
     async def scenario() -> None:
@@ -257,17 +294,33 @@ def test_publisher_gathers_concurrent_publishes_into_one_pipeline() -> None:
         await publisher.aclose()
 
     run(scenario)
-    assert [128, 128, 44] == store.batches
+    assert [128, 128, 44] == store.writes
+
+
+def test_publisher_window_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one session no more bytes are on their way than its window, but for the one event that exceeds it."""
+    monkeypatch.setattr(publisher_module, "WINDOW_BYTES", 1000)
+    store = FakeStore()
+
+    async def scenario() -> None:
+        publisher = Publisher(store, timeout=TIMEOUT)  # type: ignore[arg-type]
+        await asyncio.gather(
+            *(publisher.publish(Publish(session, b"x" * 400, "other")) for _ in range(6) for session in "ab")
+        )
+        await publisher.aclose()
+
+    run(scenario)
+    assert [6, 6] == store.writes
 
 
 def test_publisher_says_whether_an_event_has_left() -> None:
-    """One whose pipeline got no answer may be stored; one that waited behind it was never sent."""
-    store = FakeStore([Outcome("late", upto=1, wait=60)])
+    """One that was sent and got no answer may be stored; one that found no connection was never sent."""
+    store = FakeStore([Outcome("late", upto=1, wait=1), Outcome("slow", wait=60)])
 
     async def scenario() -> list[bool]:
         publisher = Publisher(store, timeout=TIMEOUT)  # type: ignore[arg-type]
         first = asyncio.create_task(publisher.publish(Publish("s", b"1", "other")))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(2)
         second = asyncio.create_task(publisher.publish(Publish("s", b"2", "other")))
         errors = await asyncio.gather(first, second, return_exceptions=True)
         assert all(isinstance(error, PublishTimeout) for error in errors)
@@ -277,10 +330,45 @@ def test_publisher_says_whether_an_event_has_left() -> None:
     assert [True, False] == run(scenario)
 
 
+def test_publisher_refuses_more_bytes_than_it_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound in bytes holds for what waits and what is on its way; what is answered makes room again."""
+    monkeypatch.setattr(publisher_module, "MAX_WAITING_BYTES", 1000)
+    store = FakeStore([Outcome("absent", wait=1)])
+
+    async def scenario() -> list[object]:
+        publisher = Publisher(store, timeout=TIMEOUT)  # type: ignore[arg-type]
+        results = await asyncio.gather(
+            *(publisher.publish(Publish(f"s{i}", b"x" * 400, "other")) for i in range(4)), return_exceptions=True
+        )
+        results.append(await publisher.publish(Publish("s", b"x" * 2000, "other")))
+        await publisher.aclose()
+        return results
+
+    assert [False, False, True, True, False] == [isinstance(result, QueueFull) for result in run(scenario)]
+
+
+def test_publisher_forgets_what_nobody_waits_for() -> None:
+    """Events that timed out, or whose callers left, while Redis was away make room for others."""
+    store = FakeStore([Outcome("slow", wait=60)])
+
+    async def scenario() -> int:
+        publisher = Publisher(store, timeout=TIMEOUT)  # type: ignore[arg-type]
+        tasks = [asyncio.create_task(publisher.publish(Publish("s", b"%d" % i, "other"))) for i in range(10)]
+        await asyncio.sleep(1)
+        for task in tasks[2:8]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        held = publisher._held
+        await publisher.aclose()
+        return held
+
+    assert 0 == run(scenario)
+
+
 def test_publisher_refuses_more_than_it_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full queue is an error at once, and nothing of the refused event is kept."""
     monkeypatch.setattr(publisher_module, "MAX_WAITING", 3)
-    store = FakeStore([Outcome("late", wait=1)])
+    store = FakeStore([Outcome("cut", wait=1)])
 
     async def scenario() -> list[object]:
         publisher = Publisher(store, timeout=TIMEOUT)  # type: ignore[arg-type]
