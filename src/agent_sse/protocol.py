@@ -89,8 +89,10 @@ class StreamProtocol(HttpToolsProtocol):
             return False
         cycle.response_complete = True  # for uvicorn; and for the request's own `receive`, which tells of a disconnect
         sink.chunked = cycle.chunked_encoding is True
-        self.connections.discard(self)
-        self.connections.add(sink)  # type: ignore[arg-type]  # uvicorn asks for no more than `shutdown`, as of a WebSocket
+        self.server_state.total_requests += 1
+        sink.siblings = self.connections
+        sink.siblings.discard(self)
+        sink.siblings.add(sink)  # uvicorn waits for it, and asks it for no more than `shutdown`
         sink.connection_made(self.transport)
         self.transport.set_protocol(sink)
         return True

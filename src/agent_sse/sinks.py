@@ -51,19 +51,21 @@ class DirectSink(asyncio.Protocol):
     """A sink that is the connection's protocol: it was taken over from the HTTP server after the response's head.
 
     ``bound`` in bytes; ``timeout`` in seconds: a client that takes nothing of what waits for it for that long is
-    aborted. ``chunked``: whether the head announced the chunked transfer coding. ``on_lost`` is called once, when the
-    connection is gone, whoever ended it.
+    aborted. ``on_lost`` is called once, when the connection is gone, whoever ended it. The server that gives the
+    connection away sets ``chunked``, whether the head announced the chunked transfer coding, and ``siblings``, its set of
+    open connections.
     """
 
     __slots__ = (
         "_bound", "_closed", "_finished", "_limit", "_on_lost", "_over", "_stuck_at", "_stuck_since", "_taken",
-        "_waiter", "chunked", "transport",
+        "_waiter", "chunked", "siblings", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport  # set by connection_made; the HTTP server looks at it while it shuts down
 
     def __init__(self, *, bound: int, timeout: float, on_lost: Callable[[], None]) -> None:
         self.chunked = True
+        self.siblings: set[Any] = set()
         self._bound = bound
         self._limit = timeout
         self._on_lost = on_lost
@@ -157,6 +159,7 @@ class DirectSink(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owner."""
         self._finished = True
+        self.siblings.discard(self)
         self.resume_writing()
         self._on_lost()
         if self._closed is not None and not self._closed.done():
