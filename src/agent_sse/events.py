@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from agent_sse.errors import EventTooLarge, InvalidEvent
@@ -16,13 +18,27 @@ EventKind = Literal["status", "result", "cleared", "other"]
 STATUSES: tuple[str, ...] = get_args(Status)
 RISK_LEVELS: tuple[str, ...] = get_args(RiskLevel)
 TERMINAL = frozenset({"completed", "failed", "cancelled", "denied"})
+CONTAINERS = (dict, list, tuple)
+SCALARS = frozenset({str, int, float, bool, type(None)})  # the common ones, told apart by one look
 NAME_LIMIT = 256
 MESSAGE_LIMIT = 2000
 
 
+@lru_cache(maxsize=4)
+def _second(unix: int) -> str:
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
 def timestamp(now: datetime | None = None) -> str:
     """Return ISO 8601 UTC with milliseconds and ``Z``."""
-    return (now or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if now is not None:
+        return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, ms = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_second(second)}.{ms:03}Z"
+
+
+# What `json.dumps` would build anew for every event.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def encode(value: object) -> bytes:
@@ -33,8 +49,7 @@ def encode(value: object) -> bytes:
     """
     try:
         _check_keys(value)
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8")
+        return _encode(value).encode("utf-8")
     except UnicodeEncodeError:
         raise InvalidEvent("a string holds a lone surrogate, which UTF-8 cannot carry") from None
     except RecursionError:
@@ -45,16 +60,17 @@ def encode(value: object) -> bytes:
 
 def _check_keys(value: object) -> None:
     # json.dumps would turn 1 and True into "1" and "true", and two keys into one.
+    items: Iterable[object] = ()
     if isinstance(value, dict):
-        for key, item in value.items():
+        for key in value:
             if not isinstance(key, str):
                 raise InvalidEvent(f"a JSON object's keys are strings, not {type(key).__name__}")
-            if isinstance(item, dict | list | tuple):
-                _check_keys(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            if isinstance(item, dict | list | tuple):
-                _check_keys(item)
+        items = value.values()
+    elif isinstance(value, CONTAINERS):
+        items = value
+    for item in items:
+        if type(item) not in SCALARS and isinstance(item, CONTAINERS):
+            _check_keys(item)
 
 
 def canonical(value: object) -> bytes:
