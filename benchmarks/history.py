@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.load import Request
 from benchmarks.peers import Peer
 from benchmarks.redis_server import RedisServer
-from benchmarks.stage import Stage, command, start_publisher
+from benchmarks.stage import Stage, command, publisher_address, publisher_process, wait_for_publisher
 
 REPLAYED = 50  # events after each cursor
 
@@ -48,17 +48,18 @@ class History:
         if self._stage is not None:
             yield self._stage
             return
-        with Stage(self._binary, self._parent, peer, redis=self._redis) as stage:
+        with Stage(self._binary, self._parent, peer, redis=self._redis, publishing=False) as stage:
             yield stage
 
     def _write_to_redis(self, redis: RedisServer) -> None:
-        way = self._peer.way
-        address = redis.url if way == "notifier" else str(redis.port)
-        with start_publisher(self._parent, way, address) as publisher:
+        address = publisher_address(self._peer.way, 0, redis)
+        with publisher_process(self._parent, self._peer.way, address) as publisher:
+            wait_for_publisher(publisher)
             self.cursors = command(publisher, "history", 180, sessions=self.sessions, events=REPLAYED + 1)["ids"]
 
     def _write_to(self, stage: Stage) -> None:
         """Publish through the service, and learn the cursors as a client does."""
+        assert stage.publisher is not None
         command(stage.publisher, "history", 180, sessions=self.sessions, events=REPLAYED + 1)
         load = stage.load([Request(f"/old/{session}") for session in self.sessions])
         load.open(each=1)

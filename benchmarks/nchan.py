@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import debian
-from benchmarks.programs import Failure, Process, children, free_port
+from benchmarks.programs import Failure, Process, children
 from benchmarks.redis_server import RedisServer
 
 MODULES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/local/lib/nginx/modules")
 PACKAGES = ("nginx-light", "libnginx-mod-nchan")
+HEARTBEAT = '{"type":"heartbeat","timestamp":1700000000.123}'  # as long as this project's
 BUFFER = 200  # messages a channel keeps: more than the storm's replay
 
 CONFIG = """\
@@ -46,6 +46,8 @@ http {{
             nchan_channel_id $1;
             nchan_subscriber_first_message newest;
             nchan_eventsource_ping_interval {ping};
+            nchan_eventsource_ping_event "";
+            nchan_eventsource_ping_data '{heartbeat}';
             {common}
         }}
         location ~ ^/old/(.+)$ {{
@@ -57,14 +59,6 @@ http {{
     }}
 }}
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Nginx:
-    """A running nginx: its port, and its workers' process ids."""
-
-    port: int
-    workers: list[int]
 
 
 def find_module() -> Path | None:
@@ -81,13 +75,12 @@ def find_module() -> Path | None:
     return found
 
 
-def start(stack: ExitStack, folder: Path, redis: RedisServer | None, heartbeat: float) -> Nginx:
-    """Start nginx with a configuration of its own in ``folder``."""
+def start(stack: ExitStack, folder: Path, port: int, redis: RedisServer | None, heartbeat: float) -> list[int]:
+    """Start nginx with a configuration of its own in ``folder``; return its worker's process id."""
     module = find_module()
     binary = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if module is None or binary is None:
         raise Failure(f"nchan is not installed (Debian, Ubuntu: apt-get install {' '.join(PACKAGES)})")
-    port = free_port()
     common = [f"nchan_message_buffer_length {BUFFER};", "nchan_message_timeout 60m;"]
     upstream = ""
     if redis is not None:
@@ -97,7 +90,7 @@ def start(stack: ExitStack, folder: Path, redis: RedisServer | None, heartbeat: 
     config.write_text(
         CONFIG.format(
             module=module, folder=folder, port=port, upstream=upstream, common=" ".join(common),
-            ping=max(1, round(heartbeat)),
+            ping=max(1, round(heartbeat)), heartbeat=HEARTBEAT,
         )
     )  # fmt: skip
     process = stack.enter_context(Process([binary, "-c", str(config), "-p", str(folder)], folder / "nginx.log"))
@@ -107,4 +100,4 @@ def start(stack: ExitStack, folder: Path, redis: RedisServer | None, heartbeat: 
         if time.monotonic() > deadline:
             raise Failure(f"nginx has no worker:\n{process.last_words()}")
         time.sleep(0.02)
-    return Nginx(port, workers)
+    return workers

@@ -10,12 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import nchan
 from benchmarks.load import Request
-from benchmarks.programs import Process, environment, free_port
+from benchmarks.programs import Process, environment
 from benchmarks.redis_server import RedisServer
 
 SECRET = "a-secret-for-benchmarks-of-at-least-32-bytes"  # noqa: S105 - it guards nothing
@@ -23,16 +23,9 @@ QUIET = ("--no-access-log", "--log-level", "warning")
 STREAM_PATH = "/agent_backend/api/sse/events/"
 
 
-@dataclass
-class Service:
-    """A running peer. ``pids`` are the processes whose CPU and memory are its own; ``redis`` the Redis behind it."""
-
-    port: int
-    pids: list[int]
-    way: str
-    address: str
-    redis: RedisServer | None = None
-    stack: ExitStack = field(default_factory=ExitStack)
+# Starts the service on a port of 127.0.0.1 and returns the processes whose CPU and memory are its own. Arguments: what
+# ends it, a directory, the port, the Redis, the heartbeat's interval in seconds.
+Start = Callable[[ExitStack, Path, int, RedisServer | None, float], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +36,7 @@ class Peer:
 
     name: str
     label: str
-    start: Callable[[ExitStack, Path, RedisServer | None, float], Service]
+    start: Start
     path: str
     ready: str
     need_id: bool
@@ -85,56 +78,48 @@ def token(session: str, subject: str) -> str:
     return (head + b"." + claims + b"." + base64.urlsafe_b64encode(signature).rstrip(b"=")).decode()
 
 
-def _start_ours(command: list[str]) -> Callable[[ExitStack, Path, RedisServer | None, float], Service]:
-    def start(stack: ExitStack, folder: Path, redis: RedisServer | None, heartbeat: float) -> Service:
+def _ours(command: list[str]) -> Start:
+    def start(stack: ExitStack, folder: Path, port: int, redis: RedisServer | None, heartbeat: float) -> list[int]:
         assert redis is not None
-        port = free_port()
         env = environment(
             AGENT_SSE_REDIS_URL=redis.url, AGENT_SSE_JWT_SECRET=SECRET, AGENT_SSE_MAX_STREAMS="20000",
             AGENT_SSE_MAX_STREAMS_PER_SESSION="20000", AGENT_SSE_HEARTBEAT_INTERVAL=str(heartbeat),
             AGENT_SSE_RETENTION_SECONDS="3600",
         )  # fmt: skip
-        process = stack.enter_context(
-            Process([sys.executable, "-m", *command, "--port", str(port)], folder / "service.log", env=env)
-        )
-        process.wait_for_port(port)
-        return Service(port, [process.pid], "notifier", redis.url, redis)
+        return _listening(stack, [*command, "--port", str(port)], folder, port, env)
 
     return start
 
 
-def _start_python(app: str) -> Callable[[ExitStack, Path, RedisServer | None, float], Service]:
-    def start(stack: ExitStack, folder: Path, redis: RedisServer | None, heartbeat: float) -> Service:
+def _python(app: str) -> Start:
+    def start(stack: ExitStack, folder: Path, port: int, redis: RedisServer | None, heartbeat: float) -> list[int]:
         assert redis is not None
-        port = free_port()
         env = environment(BENCH_REDIS=redis.url, BENCH_SECRET=SECRET, BENCH_HEARTBEAT=str(heartbeat))
-        command = [sys.executable, "-m", "uvicorn", f"benchmarks.apps.{app}:app", "--port", str(port)]
-        command += ["--loop", "uvloop", "--http", "httptools", *QUIET]
-        process = stack.enter_context(Process(command, folder / "peer.log", env=env))
-        process.wait_for_port(port)
-        return Service(port, [process.pid], "pubsub", str(redis.port), redis)
+        command = ["uvicorn", f"benchmarks.apps.{app}:app", "--port", str(port), "--loop", "uvloop"]
+        return _listening(stack, [*command, "--http", "httptools", *QUIET], folder, port, env)
 
     return start
 
 
-def _start_nchan(stack: ExitStack, folder: Path, redis: RedisServer | None, heartbeat: float) -> Service:
-    server = nchan.start(stack, folder, redis, heartbeat)
-    return Service(server.port, server.workers, "http", str(server.port), redis)
+def _listening(stack: ExitStack, module: list[str], folder: Path, port: int, env: dict[str, str]) -> list[int]:
+    process = stack.enter_context(Process([sys.executable, "-m", *module], folder / "service.log", env=env))
+    process.wait_for_port(port)
+    return [process.pid]
 
 
 PEERS = (
-    Peer("agent-sse", "agent-sse, direct", _start_ours(["agent_sse", "serve"]), STREAM_PATH, "id", True, ours=True),
+    Peer("agent-sse", "agent-sse, direct", _ours(["agent_sse", "serve"]), STREAM_PATH, "id", True, ours=True),
     Peer(
         "agent-sse-asgi", "agent-sse, ASGI",
-        _start_ours(
+        _ours(
             ["uvicorn", "--factory", "agent_sse.app:create_app", *QUIET]
         ),
         STREAM_PATH, "id", True, ours=True,
     ),
-    Peer("nchan", "nchan, own memory", _start_nchan, "/sub/", "head", True, tokens=False, needs_redis=False),
-    Peer("nchan-redis", "nchan, Redis", _start_nchan, "/sub/", "head", True, tokens=False),
+    Peer("nchan", "nchan, own memory", nchan.start, "/sub/", "head", True, tokens=False, needs_redis=False),
+    Peer("nchan-redis", "nchan, Redis", nchan.start, "/sub/", "head", True, tokens=False),
     Peer(
-        "sse-starlette", "sse-starlette", _start_python("starlette_peer"), "/events/", "body", False, light=True,
+        "sse-starlette", "sse-starlette", _python("starlette_peer"), "/events/", "body", False, light=True,
     ),
-    Peer("fastapi", "FastAPI SSE", _start_python("fastapi_peer"), "/events/", "body", False, light=True),
+    Peer("fastapi", "FastAPI SSE", _python("fastapi_peer"), "/events/", "body", False, light=True),
 )  # fmt: skip

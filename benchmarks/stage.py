@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Load, Request
-from benchmarks.peers import Peer, Service
-from benchmarks.programs import Failure, Process, cpu_seconds, rss_kib
+from benchmarks.peers import Peer
+from benchmarks.programs import START_SECONDS, Failure, Process, cpu_seconds, free_port, rss_kib
 from benchmarks.redis_server import RedisServer
 
 SETTLE_SECONDS = 5.0
@@ -23,62 +23,73 @@ HEARTBEAT = 15.0  # s; the settings' default
 class Stage:
     """Starts a peer with what it needs; ends everything when the `with` block is left, however it is left.
 
-    With ``redis`` the peer uses one that runs already (and holds a history), instead of a fresh one.
+    With ``redis`` the peer uses one that runs already (and holds a history), instead of a fresh one. Without
+    ``publishing`` there is no publisher.
     """
 
     def __init__(
-        self, binary: Path, parent: Path, peer: Peer, *, heartbeat: float = HEARTBEAT, redis: RedisServer | None = None
+        self,
+        binary: Path,
+        parent: Path,
+        peer: Peer,
+        *,
+        heartbeat: float = HEARTBEAT,
+        redis: RedisServer | None = None,
+        publishing: bool = True,
     ) -> None:
         self.peer = peer
+        self.redis = redis
+        self.port = 0
+        self.pids: list[int] = []
+        self.publisher: Process | None = None
         self._binary = binary
         self._parent = parent
         self._heartbeat = heartbeat
-        self._redis = redis
+        self._publishing = publishing
         self._stack = ExitStack()
-        self.service: Service
-        self.publisher: Process
         self._folder = Path()
 
     def __enter__(self) -> Stage:
         with ExitStack() as stack:
-            self._folder = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix=self.peer.name, dir=self._parent))
-            )
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix=self.peer.name, dir=self._parent))
+            self._folder = Path(name)
             self._folder.chmod(0o755)  # nginx' worker gives up root
-            redis = self._redis
-            if redis is None and self.peer.needs_redis:
-                redis = stack.enter_context(RedisServer(self._folder))
-            self.service = self.peer.start(
-                stack, self._folder, redis if self.peer.needs_redis else None, self._heartbeat
-            )
-            self.publisher = stack.enter_context(start_publisher(self._folder, self.service.way, self.service.address))
+            if self.redis is None and self.peer.needs_redis:
+                self.redis = stack.enter_context(RedisServer(self._folder))
+            self.port = free_port()
+            if not self.peer.publishes_to_itself:
+                self._start_publisher(stack)  # both at a time: most of a start is Python's imports
+            self.pids = self.peer.start(stack, self._folder, self.port, self.redis, self._heartbeat)
+            if self.peer.publishes_to_itself:
+                self._start_publisher(stack)
+            if self.publisher is not None:
+                wait_for_publisher(self.publisher)
             self._stack = stack.pop_all()
         return self
+
+    def _start_publisher(self, stack: ExitStack) -> None:
+        if self._publishing:
+            address = publisher_address(self.peer.way, self.port, self.redis)
+            self.publisher = stack.enter_context(publisher_process(self._folder, self.peer.way, address))
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def load(self, requests: Sequence[Request]) -> Load:
         """Start a load process with one stream per request, none open yet."""
-        return self._stack.enter_context(
-            Load(
-                self._binary,
-                self._folder,
-                self.service.port,
-                requests,
-                ready=self.peer.ready,
-                need_id=self.peer.need_id,
-            )
-        )
+        peer = self.peer
+        load = Load(self._binary, self._folder, self.port, requests, ready=peer.ready, need_id=peer.need_id)
+        return self._stack.enter_context(load)
 
     def publish(self, sessions: Sequence[str], rate: float, count: int, *, timeout: float = 120.0) -> dict[str, Any]:
         """Publish ``count`` events in turns over the sessions, ``rate`` a second in all."""
+        assert self.publisher is not None
         return command(self.publisher, "paced", timeout, sessions=list(sessions), rate=rate, count=count)
 
     @property
     def cpu(self) -> float:
         """CPU seconds of the service so far."""
-        return cpu_seconds(self.service.pids)
+        return cpu_seconds(self.pids)
 
     def settle(self) -> None:
         """Wait until the service does next to nothing, but not for long."""
@@ -86,29 +97,37 @@ class Stage:
         while time.monotonic() < deadline:
             before = self.cpu
             time.sleep(0.2)
-            if self.cpu - before < 0.01:
+            if self.cpu - before < 0.02:
                 return
 
     @property
     def redis_cpu(self) -> float:
         """CPU seconds of its Redis so far; 0 without one."""
-        return self.service.redis.cpu if self.service.redis is not None else 0.0
+        return self.redis.cpu if self.redis is not None else 0.0
 
     @property
     def rss(self) -> int:
         """Resident memory of the service in KiB."""
-        return rss_kib(self.service.pids)
+        return rss_kib(self.pids)
 
 
-def start_publisher(folder: Path, way: str, address: str) -> Process:
-    """Start a publisher; see apps/publish.py."""
-    process = Process(
-        [sys.executable, "-m", "benchmarks.apps.publish", way, address], folder / "publisher.log", talk=True
-    )
-    if process.hear("started", 30) is None:
-        process.stop()
-        raise Failure(f"the publisher did not start:\n{process.last_words()}")
-    return process
+def publisher_address(way: str, port: int, redis: RedisServer | None) -> str:
+    """Return where a publisher has to publish to; see apps/publish.py."""
+    if way == "http" or redis is None:
+        return str(port)
+    return redis.url if way == "notifier" else str(redis.port)
+
+
+def publisher_process(folder: Path, way: str, address: str) -> Process:
+    """Start a publisher, which is not ready at once; see apps/publish.py."""
+    command_line = [sys.executable, "-m", "benchmarks.apps.publish", way, address]
+    return Process(command_line, folder / "publisher.log", talk=True)
+
+
+def wait_for_publisher(publisher: Process) -> None:
+    """Wait until a publisher is ready."""
+    if publisher.hear("started", START_SECONDS) is None:
+        raise Failure(f"the publisher did not start:\n{publisher.last_words()}")
 
 
 def command(publisher: Process, name: str, timeout: float, **arguments: Any) -> dict[str, Any]:

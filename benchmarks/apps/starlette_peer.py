@@ -26,4 +26,4 @@ async def stream(request: Request, session: str) -> EventSourceResponse:
             else:
                 yield {"id": event_id, "data": data}
 
-    return EventSourceResponse(frames(), ping=int(HEARTBEAT))
+    return EventSourceResponse(frames(), ping=max(1, round(HEARTBEAT)))
