@@ -13,9 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 import agent_sse
 from agent_sse import requests
+from agent_sse.api_errors import error_docs, to_api_error
 from agent_sse.errors import ApiError
+from agent_sse.opening import Opening, StreamsFirst
 from agent_sse.responses import failure, success
-from agent_sse.routes import error_docs, load_settings, router_of, to_api_error
+from agent_sse.routes import load_settings, router_of
 from agent_sse.service import Authorize, Service
 from agent_sse.settings import Settings
 
@@ -66,6 +68,8 @@ def create_app(settings: Settings | None = None, *, authorize: Authorize | None 
         title="agent-sse", version=agent_sse.__version__, redirect_slashes=False,
         description="Live tool events over Server-Sent Events, and the user's permission back.",
     )  # fmt: skip
+    # Inside of CORS, whose headers a stream needs too.
+    app.add_middleware(StreamsFirst, opening=Opening(service), prefix=f"{settings.url_prefix}/events/")
     if settings.cors_origins:
         app.add_middleware(
             _Cors, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST", "PUT", "DELETE"],

@@ -90,9 +90,10 @@ class StreamProtocol(HttpToolsProtocol):
         cycle.response_complete = True  # for uvicorn; and for the request's own `receive`, which tells of a disconnect
         sink.chunked = cycle.chunked_encoding is True
         self.server_state.total_requests += 1
-        sink.siblings = self.connections
-        sink.siblings.discard(self)
-        sink.siblings.add(sink)  # uvicorn waits for it, and asks it for no more than `shutdown`
+        siblings: set[Any] = self.connections
+        siblings.discard(self)
+        siblings.add(sink)  # uvicorn waits for it, and asks it for no more than `shutdown`
+        sink.siblings = siblings
         sink.connection_made(self.transport)
         self.transport.set_protocol(sink)
         return True

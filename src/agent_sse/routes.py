@@ -10,34 +10,22 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response, Security
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 
 from agent_sse import events, requests
+from agent_sse.api_errors import error_docs, to_api_error
 from agent_sse.auth import EVENTS_READ, PERMISSIONS_RESPOND, Principal, bearer
-from agent_sse.errors import ApiError, ConfigurationError, InvalidSessionId, RedisRefused, RedisUnavailable
+from agent_sse.errors import ApiError, ConfigurationError, RedisRefused, RedisUnavailable
 from agent_sse.frames import ZERO, EventId, format_id
 from agent_sse.keys import SESSION_ID, SESSION_ID_RULE
+from agent_sse.opening import Opening
 from agent_sse.permissions import Answer
-from agent_sse.responses import EventStream, failure, success
+from agent_sse.responses import failure, success
 from agent_sse.service import Authorize, Service
 from agent_sse.settings import Settings, describe
 from agent_sse.store import TICKET_SECONDS
-
-TICKET = re.compile(r"[A-Za-z0-9_-]{43}")
-# For errors that a host's dependencies and middleware raise.
-CODES = {
-    400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
-    413: "body_too_large", 429: "too_many_requests", 503: "unavailable",
-}  # fmt: skip
-# In place of Starlette's bare phrases.
-MESSAGES = {
-    "Not Found": "nothing is served at this path; check it and its prefix",
-    "Method Not Allowed": "this path does not take this method; the Allow header names those that it takes",
-}
 
 SessionId = Annotated[str, Path(description=SESSION_ID_RULE, pattern=f"^{SESSION_ID.pattern}$")]
 ANSWER_SCHEMA = {
@@ -58,46 +46,6 @@ STREAM_SCHEMA = {
         )
     ]
 }
-
-
-def error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the description of error responses for OpenAPI."""
-    schema = {
-        "type": "object",
-        "required": ["success", "message", "error"],
-        "properties": {
-            "success": {"const": False},
-            "message": {"type": "string"},
-            "error": {"type": "object", "required": ["code"], "properties": {"code": {"type": "string"}}},
-        },
-    }
-    return {
-        status: {"description": "error", "content": {"application/json": {"schema": schema}}} for status in statuses
-    }
-
-
-def to_api_error(error: Exception) -> ApiError | None:
-    """Return what the client is told of an error, None for one that nobody foresaw."""
-    match error:
-        case ApiError():
-            return error
-        case RedisUnavailable():
-            return ApiError(503, "redis_unavailable", "the event store cannot be reached; try again", retry_after=2)
-        case RedisRefused():
-            return ApiError(503, "redis_refused", "the event store refused to serve; tell the operator", retry_after=10)
-        case InvalidSessionId():
-            return ApiError(422, "invalid_session_id", str(error))
-        case RequestValidationError():
-            first = error.errors()[0]
-            field = str(first["loc"][-1])
-            if field == "session_id":
-                return ApiError(422, "invalid_session_id", f"session_id: {SESSION_ID_RULE}")
-            return ApiError(422, "invalid_field", f"{field}: {first['msg']}")
-        case HTTPException():
-            code = CODES.get(error.status_code, "http_error")
-            detail = str(error.detail)
-            return ApiError(error.status_code, code, MESSAGES.get(detail, detail), headers=error.headers)
-    return None
 
 
 class ApiRoute(APIRoute):
@@ -215,16 +163,14 @@ class _Endpoints:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._opening = Opening(service)
 
     async def events(self, request: Request, session_id: SessionId) -> Response:
         """Stream the session's events (protocol: Server-Sent Events). The token comes in the header or as `?token=`.
 
         Resume with the `Last-Event-ID` header or `?last_event_id=`.
         """
-        principal = await self._stream_principal(request)
-        await self._service.authorizer.check(principal, session_id, EVENTS_READ)
-        cursor, reason = requests.read_cursor(request)
-        return EventStream(self._service.hub, principal, session_id, cursor=cursor, reset_reason=reason)
+        return await self._opening.prepare(request, session_id)
 
     async def respond(self, request: Request, session_id: SessionId) -> Response:
         """Approve or deny. Exactly one answer wins; the same one repeated is fine, another one gets 409."""
@@ -299,27 +245,6 @@ class _Endpoints:
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
         return self._service.verifier.verify(bearer(request.headers.getlist("authorization")))
-
-    async def _stream_principal(self, request: Request) -> Principal:
-        header, query = request.headers.getlist("authorization"), requests.query_tokens(request)
-        if header or not query:
-            return self._service.verifier.verify(bearer(header))
-        token = query[0]
-        if len(query) == 1 and TICKET.fullmatch(token):
-            return await self._take_ticket(token)
-        return self._service.verifier.verify(token if len(query) == 1 else "")
-
-    async def _take_ticket(self, ticket: str) -> Principal:
-        content = await self._service.store.take_ticket(ticket)
-        if content is None:
-            raise ApiError(
-                401, "ticket_invalid", "the ticket is unknown, used or older than 30 s; POST /ticket gives a new one",
-                headers={"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
-        return Principal(
-            subject=content["sub"], scopes=frozenset({EVENTS_READ}), sessions=frozenset({content["session"]}),
-            expires_at=content["exp"], read_only=True,
-        )  # fmt: skip
 
 
 def _shown_id(tip: EventId) -> str | None:

@@ -52,8 +52,8 @@ class DirectSink(asyncio.Protocol):
 
     ``bound`` in bytes; ``timeout`` in seconds: a client that takes nothing of what waits for it for that long is
     aborted. ``on_lost`` is called once, when the connection is gone, whoever ended it. The server that gives the
-    connection away sets ``chunked``, whether the head announced the chunked transfer coding, and ``siblings``, its set of
-    open connections.
+    connection away sets ``chunked``, whether the head announced the chunked transfer coding, and ``siblings``, its set
+    of open connections.
     """
 
     __slots__ = (

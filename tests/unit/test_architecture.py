@@ -28,7 +28,8 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
         "auth pubsub store",
         "channel stream permissions publisher readiness incoming",
         "hub tool_calls",
-        "notifier service responses watch",
+        "notifier service responses watch api_errors",
+        "opening",
         f"{ROOT} routes demo",
         "app",
         "serve",
@@ -53,8 +54,8 @@ PURE = {
 
 # Who may use which third-party package. What is not named here is used nowhere.
 THIRD_PARTY = {
-    "fastapi": {"app", "routes"},
-    "starlette": {"app", "requests", "responses", "routes"},
+    "fastapi": {"api_errors", "app", "routes"},
+    "starlette": {"api_errors", "app", "opening", "requests", "responses", "routes"},
     "uvicorn": {"protocol", "serve"},
     "redis": {"servers", "wire"},
     "hiredis": {"wire"},
