@@ -29,6 +29,7 @@ PASSING = (
     failure.RedisClusterException,  # no node answers, or none has the slot
     OSError,
 )
+DENYING = (failure.AuthenticationError, failure.NoPermissionError)
 PASSING_CODES = (
     "READONLY",  # a primary that has just become a replica
     "MASTERDOWN", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "LOADING", "UNKILLABLE", "TRYAGAIN", "MOVED", "ASK", "NOSCRIPT",
@@ -278,7 +279,8 @@ def translate(error: Exception) -> Exception:
         return error
     text = str(error) or type(error).__name__
     code = text.partition(" ")[0]
-    if code in DENYING_CODES or isinstance(error, failure.AuthenticationError | failure.NoPermissionError):
+    # Over a unix socket redis-py hides a refusal in a ConnectionError.
+    if code in DENYING_CODES or isinstance(error, DENYING) or isinstance(error.__cause__, DENYING):
         return RedisRefused(f"Redis refused this client: {text}; check user, password and ACL of AGENT_SSE_REDIS_URL")
     if isinstance(error, PASSING) or code in PASSING_CODES or text.endswith(CROWDED):
         return RedisUnavailable(f"Redis is not available: {text}")
