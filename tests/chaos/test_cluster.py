@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +16,9 @@ import redis.asyncio as redis
 from redis.crc import key_slot
 
 from agent_sse import SimpleNotifier
+from agent_sse.backend import Backend
+from agent_sse.frames import format_id
+from agent_sse.store import Publish, Store
 from harness import Follower, Stream, Valkey, bearer, make_settings, make_token, serve, services_of, until
 
 SLOTS = 16384
@@ -177,6 +181,58 @@ async def test_cluster_loses_nothing_while_a_slot_moves(cluster: Cluster) -> Non
             await follower.until_id(published[-1])
         assert (published, 1) == (follower.ids, follower.connects)
         assert [] == follower.types("stream_reset")
+
+
+async def test_cluster_shard_that_is_silent_delays_only_its_own(cluster: Cluster) -> None:
+    """A frozen node: what goes to the others, in the same notifier and service, goes on; its own comes later, whole."""
+    hit, spared = session_on(cluster, 1), session_on(cluster, 2)
+    frozen = cluster.nodes[1].process
+    assert frozen is not None
+    async with (
+        SimpleNotifier.from_url(cluster.url, publish_timeout=25) as notifier,
+        serve(make_settings(cluster.url)) as served,
+        Follower(lambda: served.events(hit, make_token(hit))) as slow,
+        Follower(lambda: served.events(spared, make_token(spared))) as quick,
+    ):
+        published = [await notifier.error(hit, "before") for _ in range(5)]
+        (service,) = services_of(served.app)
+        frozen.send_signal(signal.SIGSTOP)
+        try:
+            waiting = asyncio.gather(*(notifier.error(hit, f"{n:03}") for n in range(50)))
+            tick = asyncio.create_task(service.store.tips_of([hit]))
+            others = await asyncio.gather(*(notifier.error(spared, f"{n:03}") for n in range(50)))
+            assert [others[-1].encode()] == [format_id(tip) for tip in await service.store.tips_of([spared])]
+            await quick.until_id(others[-1])
+            assert not waiting.done()
+            assert not tick.done()
+        finally:
+            frozen.send_signal(signal.SIGCONT)
+        published += await waiting
+        await asyncio.gather(tick, return_exceptions=True)
+        await slow.until_id(published[-1])
+        assert (published, others) == (slow.ids, quick.ids)
+        assert [f"{n:03}" for n in range(50)] == [event.json["message"] for event in slow.events if event.id][5:]
+
+
+async def test_cluster_call_on_a_slot_that_moved_finds_it(cluster: Cluster) -> None:
+    """Commands and scripts whose slot moved since the topology was read run on its new node, each once."""
+    session = session_on(cluster, 0)
+    backend = Backend(cluster.url)
+    try:
+        store = Store(backend, make_settings(cluster.url))
+        assert await store.open(session, "alice")
+        before = await backend.node_of(f"{{{session}}}")
+        await cluster.migrate(session, 0, 1)
+        assert ["alice"] * 20 == await asyncio.gather(*(store.owner_of(session) for _ in range(20)))
+        replies = await backend.run_many(
+            [store.publish_call(Publish(session, b'"x"', "other"), f"p{n}", 1, 0) for n in range(5)]
+        )
+        assert [b"0"] * 5 == [reply[1] for reply in replies]
+        assert 5 == (await store.health(session)).retained_events
+        await backend.refresh()
+        assert before != await backend.node_of(f"{{{session}}}")
+    finally:
+        await backend.aclose()
 
 
 async def test_cluster_loses_nothing_while_a_node_restarts(cluster: Cluster) -> None:
