@@ -246,7 +246,7 @@ class Publisher:
         # One timer for all: they have the same time-out, so the oldest is the next.
         loop = asyncio.get_running_loop()
         self._expiry = None
-        for item in tuple(self._unanswered):
+        for item in self._unanswered:
             if item.deadline > loop.time() + 0.001:
                 self._expiry = loop.call_at(item.deadline, self._expire)
                 break

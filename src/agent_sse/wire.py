@@ -18,7 +18,7 @@ from agent_sse.errors import RedisUnavailable
 
 FAIR_SHARE = 64  # replies taken in one step of the loop: a burst must not starve the rest
 WRITE_LIMIT = 256 * 1024  # bytes that the transport holds before it says that it is congested
-WRITE_SIZE = 1024 * 1024  # bytes joined for one write
+WRITE_SIZE = 1024 * 1024  # bytes joined for one write, and waiting for it before the wire says so too
 SLACK = 0.001  # s; a timer may fire that much before its time
 
 Arg = str | bytes | int
@@ -45,7 +45,7 @@ class ReplyError(Exception):
 class Wire(asyncio.Protocol):
     """A connection whose replies go to ``deliver``, one by one and in order. It must not raise.
 
-    Nothing bounds what :meth:`write` holds: who sends much waits for :meth:`drained` in between.
+    :meth:`write` never waits. Who heeds ``congested`` and waits for :meth:`drained` keeps what is held here bounded.
     """
 
     def __init__(self, deliver: Callable[[Any], None]) -> None:
@@ -57,6 +57,8 @@ class Wire(asyncio.Protocol):
         self._parser = hiredis.Reader(replyError=ReplyError, notEnoughData=_MORE)
         self._pending = False  # parsed in part: the rest is taken in the next step
         self._out: deque[bytes] = deque()
+        self._held = 0  # bytes in `_out`
+        self._paused = False  # the transport has enough
         self._drains: list[asyncio.Future[None]] = []
         self._reason = "connection closed by server"
 
@@ -107,16 +109,23 @@ class Wire(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(data)
+        self._held += len(data)
+        if self._held > WRITE_SIZE:
+            self.congested = True
 
     def _flush(self) -> None:
         out = self._out
-        while out and not self.congested and self.alive:
+        while out and not self._paused and self.alive:
             pieces, size = [], 0
             while out and size < WRITE_SIZE:
                 piece = out.popleft()
                 pieces.append(piece)
                 size += len(piece)
+            self._held -= size
             self._transport.write(b"".join(pieces) if len(pieces) > 1 else pieces[0])
+        if self.congested and not out and not self._paused:
+            self.congested = False
+            self._wake()
 
     async def drained(self) -> None:
         """Wait until the peer has taken enough, or the connection is lost."""
@@ -127,13 +136,12 @@ class Wire(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """See :class:`asyncio.BaseProtocol`."""
-        self.congested = True
+        self._paused = self.congested = True
 
     def resume_writing(self) -> None:
         """See :class:`asyncio.BaseProtocol`."""
-        self.congested = False
+        self._paused = False
         self._flush()
-        self._wake()
 
     def _wake(self) -> None:
         drains, self._drains = self._drains, []

@@ -25,7 +25,7 @@ from agent_sse.pubsub import Subscriber
 from agent_sse.scripts import Script
 from agent_sse.settings import RedisSettings
 from agent_sse.store import Store
-from agent_sse.wire import FAIR_SHARE, CommandWire, Wire, pack
+from agent_sse.wire import FAIR_SHARE, WRITE_SIZE, CommandWire, Wire, pack
 from harness import DEADLINE, Valkey, make_settings, until
 
 Pump = Callable[[bytes], Awaitable[bytes | None]]
@@ -436,14 +436,19 @@ async def _is_alone(client: redis.Redis) -> bool:
 async def test_big_events_wait_for_the_server(
     valkey: Valkey, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, loop_factory: Any
 ) -> None:
-    """30 MB of events while the server reads slowly: the connection says that it is full, and all arrive in order."""
-    paused: list[int] = []
-    pause = Wire.pause_writing
+    """30 MB of events at once: the connection never holds more than a little, and all arrive in order."""
+    held: list[int] = []
+    write, pause, paused = Wire.write, Wire.pause_writing, asyncio.Event()
+
+    def watched(self: Wire, data: bytes) -> None:
+        write(self, data)
+        held.append(self._held)
 
     def noticed(self: Wire) -> None:
-        paused.append(1)
+        paused.set()
         pause(self)
 
+    monkeypatch.setattr(Wire, "write", watched)
     monkeypatch.setattr(Wire, "pause_writing", noticed)
     settings = {"retention_bytes": 100_000_000, "publish_timeout": DEADLINE}
 
@@ -459,7 +464,8 @@ async def test_big_events_wait_for_the_server(
             return runner.run(main())
 
     ids = await asyncio.to_thread(run)
-    assert paused
+    assert paused.is_set()
+    assert max(held) <= WRITE_SIZE + 300_000
     for session in range(3):
         assert ids[session::3] == [event_id for event_id, _ in await valkey.entries(f"s{session}")]
 
