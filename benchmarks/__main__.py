@@ -3,46 +3,146 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from benchmarks import machine, nchan, report
 from benchmarks.load import compile_load
-from benchmarks.peers import PEERS
-from benchmarks.programs import Failure
-from benchmarks.workloads import SMOKE, WORKLOADS, Lab, Sizes
+from benchmarks.peers import PEERS, Peer
+from benchmarks.programs import ROOT, Failure
+from benchmarks.workloads import SMOKE, WORKLOADS, Figures, Lab, Sizes
+
+JSON = ROOT / "benchmarks" / "results.json"
+PLOT = ROOT / "docs" / "benchmarks.png"
+Round = dict[str, dict[str, Figures]]  # workload → peer → figures
+QUIET_LOAD = 0.5  # of the machine before a run; with more, others' work is in the latencies
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, comma-separated")
-    parser.add_argument("--peers", default=",".join(peer.name for peer in PEERS), help="peers, comma-separated")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: whether it works, not how fast")
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    peers = [peer for peer in PEERS if peer.name in arguments.peers.split(",")]
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="make bench", description="Measure this project beside its peers.",
+        epilog=f"A whole run writes {JSON.relative_to(ROOT)} and {PLOT.relative_to(ROOT)}, others what they are told.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", type=_names(WORKLOADS), default=list(WORKLOADS), help="workloads: " + ",".join(WORKLOADS)
+    )
+    known = [peer.name for peer in PEERS]
+    parser.add_argument("--peers", type=_names(known), default=known, help="peers: " + ",".join(known))
+    parser.add_argument("--rounds", type=int, default=3, help="of which the medians are taken (default: %(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: whether everything works, not how fast")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--plot", type=Path, help="where the picture goes")
+    found = parser.parse_args(argv)
+    if not found.smoke and found.only == list(WORKLOADS) and found.peers == known:
+        found.json, found.plot = found.json or JSON, found.plot or PLOT
+    return found
+
+
+def _names(known: Any) -> Any:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def present(names: Sequence[str]) -> list[Peer]:
+    """Return the peers that can run here; say which cannot, and why."""
+    peers = [peer for peer in PEERS if peer.name in names]
+    if any(peer.publishes_to_itself for peer in peers) and nchan.find_module() is None:
+        print(f"nchan is left out: it cannot be installed here (Debian, Ubuntu: {' '.join(nchan.PACKAGES)})")
+        peers = [peer for peer in peers if not peer.publishes_to_itself]
+    return peers
+
+
+def run(lab: Lab, names: Sequence[str], peers: Sequence[Peer], rounds: int) -> tuple[list[Round], list[str]]:
+    """Run every workload for every peer, all in each round; return each round's figures, and what failed."""
+    found: list[Round] = []
+    failures: list[str] = []
+    for number in range(1, rounds + 1):
+        one: Round = {}
+        found.append(one)
+        for name in names:
+            workload = WORKLOADS[name]
+            for peer in peers:
+                if not workload.takes(peer, number):
+                    continue
+                what = f"round {number} of {rounds}: {name}, {peer.label}"
+                begin = time.monotonic()
+                try:
+                    one.setdefault(name, {})[peer.name] = workload.run(lab, peer)
+                except Failure as failure:  # the others' figures are still worth having
+                    print(f"{what}: {failure}", file=sys.stderr, flush=True)
+                    failures.append(f"{what}: {str(failure).partition(chr(10))[0]}")
+                    continue
+                print(f"{what}, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+    return found, failures
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run as the command line says; return the exit status."""
+    options = arguments(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is ended in order
+    sizes = SMOKE if options.smoke else Sizes()
+    peers = present(options.peers)
+    begin = time.monotonic()
+    hardware = machine.describe()
+    print("machine   " + "; ".join(f"{name} {value}" for name, value in hardware.items()))
+    versions = machine.versions()
+    print("versions  " + ", ".join(f"{name} {value}" for name, value in versions.items()), flush=True)
+    if float(hardware["load_before"]) > QUIET_LOAD:
+        print("This machine is busy: the latencies are not this run's alone.", flush=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-sse-bench")))
         folder.chmod(0o755)
-        lab = Lab(compile_load(folder), folder, SMOKE if arguments.smoke else Sizes(), stack, {})
-        for number in range(arguments.rounds):
-            for name in arguments.only.split(","):
-                workload = WORKLOADS[name]
-                for peer in peers:
-                    if workload.peers is not None and peer.name not in workload.peers:
-                        continue
-                    figures = workload.run(lab, peer)
-                    shown = "  ".join(f"{key}={value:.4g}" for key, value in figures.items())
-                    print(f"{number + 1} {name:9} {peer.name:15} {shown}", flush=True)
-    return 0
+        lab = Lab(compile_load(folder), folder, sizes, stack, {})
+        rounds, failures = run(lab, options.only, peers, options.rounds)
+    found = report.medians(rounds)
+    reached = report.goals(found, sizes)
+    print("", *report.table(found, sizes), "", *report.goal_lines(reached), sep="\n")
+    print(f"\nmedians of {options.rounds} rounds, {(time.monotonic() - begin) / 60:.1f} minutes")
+    content = {
+        "machine": hardware, "versions": versions, "sizes": asdict(sizes), "medians": found,
+        "goals": report.goals_as_json(reached), "failures": failures, "rounds": rounds,
+    }  # fmt: skip
+    write(options, content, sizes)
+    print(*failures, sep="\n")
+    return 1 if failures else 0
+
+
+def write(options: argparse.Namespace, content: dict[str, Any], sizes: Sizes) -> None:
+    """Write the JSON and the picture, where they are wanted."""
+    if options.json is not None:
+        options.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"wrote {options.json.name}")
+    if options.plot is not None:
+        from benchmarks.plot import draw
+
+        versions = content["versions"]
+        names = ("agent-sse", "nchan", "sse-starlette", "fastapi", "python")
+        caption = ", ".join(f"{name} {versions[name]}" for name in names)
+        caption += f"; {content['machine']['cpu']}; medians of {options.rounds} rounds in one run"
+        try:
+            draw(content["medians"], sizes, options.plot, caption)
+            print(f"wrote {options.plot.name}")
+        except ImportError:
+            print("no picture: that needs matplotlib (the extra `bench`)")
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
     except Failure as failure:
         sys.exit(f"benchmarks: {failure}")
     except KeyboardInterrupt:

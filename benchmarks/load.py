@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import debian
 from benchmarks.programs import Failure, Process
 
+STALL_SECONDS = 3.0
 SOURCE = Path(__file__).with_name("load.c")
 
 
@@ -80,10 +81,16 @@ class Load(Process):
             )
         return answer
 
-    def expect(self, events: int, timeout: float) -> dict[str, Any]:
-        """Wait until so many events have come since the last reset; what came until then when they do not."""
+    def expect(self, events: int) -> dict[str, Any]:
+        """Wait until so many events have come since the last reset, or until none has come for some seconds."""
         self.tell(f"expect {events}")
-        return self.hear("expected", timeout) or self.report()
+        before = -1
+        while (answer := self.hear("expected", STALL_SECONDS)) is None:
+            now = self.report()["events"]
+            if now == before:
+                return self.report()
+            before = now
+        return answer
 
     def reset(self) -> None:
         """Count and measure from here on."""

@@ -61,11 +61,16 @@ http {{
 """
 
 
+def find_nginx() -> str | None:
+    """Return nginx' binary, which is not on every user's PATH."""
+    return shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+
+
 def find_module() -> Path | None:
     """Return nchan's module file, installed if need and means be; None where there is none."""
 
     def look() -> Path | None:
-        if shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin") is None:
+        if find_nginx() is None:
             return None
         return next((path for folder in MODULES if (path := Path(folder) / "ngx_nchan_module.so").exists()), None)
 
@@ -78,7 +83,7 @@ def find_module() -> Path | None:
 def start(stack: ExitStack, folder: Path, port: int, redis: RedisServer | None, heartbeat: float) -> list[int]:
     """Start nginx with a configuration of its own in ``folder``; return its worker's process id."""
     module = find_module()
-    binary = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    binary = find_nginx()
     if module is None or binary is None:
         raise Failure(f"nchan is not installed (Debian, Ubuntu: apt-get install {' '.join(PACKAGES)})")
     common = [f"nchan_message_buffer_length {BUFFER};", "nchan_message_timeout 60m;"]

@@ -142,11 +142,11 @@ def delivery(
     warm = max(1, min(count // 8, len(sessions)))
     load.reset()
     stage.publish(sessions, rate, warm)
-    load.expect(warm * copies, 60)
+    load.expect(warm * copies)
     load.reset()
     cpu, redis_cpu, load_cpu = stage.cpu, stage.redis_cpu, load.report()["cpu_seconds"]
     published = stage.publish(sessions, rate, count)
-    got = load.expect(count * copies, 60)
+    got = load.expect(count * copies)
     events = max(1, got["events"])
     return {
         "cpu_us": (stage.cpu - cpu) / events * 1e6,

@@ -45,7 +45,7 @@ class Sizes:
 
 SMOKE = Sizes(
     fanout_clients=10, fanout_rate=100.0, fanout_seconds=0.2, sessions=20, sessions_rate=400.0, sessions_seconds=0.2,
-    light_seconds=0.2, idle_streams=20, idle_light=20, idle_heartbeat=0.5, storm_clients=20, storm_others=20,
+    light_seconds=0.2, idle_streams=20, idle_light=20, idle_heartbeat=0.3, storm_clients=20, storm_others=20,
     storm_light=20, storm_width=10, publish_tasks=4, publish_seconds=0.2, publish_lone=50, growth=(5, 20),
     growth_rate=400.0, growth_seconds=0.1,
 )  # fmt: skip
@@ -90,6 +90,7 @@ def fanout(lab: Lab, peer: Peer) -> Figures:
     with Stage(lab.load, lab.folder, peer) as stage:
         load = stage.load([peer.request("b0", subject=f"u{i}") for i in range(clients)])
         load.open()
+        stage.settle()
         count = max(1, round(sizes.fanout_rate * seconds))
         return delivery(stage, load, ["b0"], rate=sizes.fanout_rate, count=count, copies=clients)
 
@@ -105,6 +106,7 @@ def sessions(lab: Lab, peer: Peer) -> Figures:
         intake = _intake(stage, ids, sizes.sessions_rate, count // 2)
         load = stage.load([peer.request(session) for session in ids])
         load.open()
+        stage.settle()
         figures = delivery(stage, load, ids, rate=sizes.sessions_rate, count=count, copies=1)
         load.close()
         stage.settle()
@@ -222,16 +224,27 @@ def growth(lab: Lab, peer: Peer) -> Figures:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A workload and who takes part: the names of the peers, None for all."""
+    """A workload and who takes part: the names of the peers, None for all.
+
+    ``light_rounds`` of the rounds are run for the peers that fall behind, whose figures of this workload are steady
+    and take long.
+    """
 
     run: Callable[[Lab, Peer], Figures]
     peers: frozenset[str] | None = None
+    light_rounds: int | None = None
+
+    def takes(self, peer: Peer, number: int) -> bool:
+        """Tell whether a peer is measured in round ``number``, from 1."""
+        if self.peers is not None and peer.name not in self.peers:
+            return False
+        return not peer.light or self.light_rounds is None or number <= self.light_rounds
 
 
 WORKLOADS = {
     "fanout": Workload(fanout),
     "sessions": Workload(sessions),
-    "idle": Workload(idle),
+    "idle": Workload(idle, light_rounds=1),
     "storm": Workload(storm),
     "publish": Workload(publish, frozenset({"agent-sse"})),
     "growth": Workload(growth, frozenset({"agent-sse", "nchan-redis"})),
