@@ -22,6 +22,9 @@ MESSAGES = {
 }
 
 
+INTERNAL = ApiError(500, "internal_error", "an error of this service; it is in its log")
+
+
 def error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the description of error responses for OpenAPI."""
     schema = {

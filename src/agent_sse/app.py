@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.resources import files
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 import agent_sse
 from agent_sse import requests
-from agent_sse.api_errors import error_docs, to_api_error
+from agent_sse.api_errors import INTERNAL, error_docs, to_api_error
 from agent_sse.errors import ApiError
-from agent_sse.opening import Opening, StreamsFirst
+from agent_sse.opening import Opening, StreamPath
 from agent_sse.responses import failure, success
 from agent_sse.routes import load_settings, router_of
 from agent_sse.service import Authorize, Service
@@ -29,11 +31,20 @@ PAGE_FILES = {"console.js": "text/javascript", "console.css": "text/css"}
 
 
 class _App(FastAPI):
-    """FastAPI that takes tokens out of the URL before anything, its own tracing included, can record them."""
+    """FastAPI, with two things before it: tokens leave the URL, and ``streams`` serves the streams.
+
+    The first, because FastAPI's own tracing would record them. The second, because what FastAPI wraps around a request
+    lives as long as the request, and costs more than the rest of opening a stream.
+    """
+
+    streams: StreamPath | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             requests.hide_token(scope)
+            if self.streams is not None and self.streams.matches(scope):
+                await self.streams(scope, receive, send)
+                return
         await super().__call__(scope, receive, send)
 
 
@@ -68,14 +79,18 @@ def create_app(settings: Settings | None = None, *, authorize: Authorize | None 
         title="agent-sse", version=agent_sse.__version__, redirect_slashes=False,
         description="Live tool events over Server-Sent Events, and the user's permission back.",
     )  # fmt: skip
-    # Inside of CORS, whose headers a stream needs too.
-    app.add_middleware(StreamsFirst, opening=Opening(service), prefix=f"{settings.url_prefix}/events/")
+    cors: dict[str, Any] = {
+        "allow_origins": list(settings.cors_origins), "allow_methods": ["GET", "POST", "PUT", "DELETE"],
+        "allow_headers": ["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"],
+        "expose_headers": ["Retry-After"], "allow_credentials": False,
+    }  # fmt: skip
     if settings.cors_origins:
-        app.add_middleware(
-            _Cors, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"],
-            expose_headers=["Retry-After"], allow_credentials=False,
-        )  # fmt: skip
+        app.add_middleware(_Cors, **cors)
+    app.streams = StreamPath(
+        Opening(service),
+        f"{settings.url_prefix}/events/",
+        wrap=partial(_Cors, **cors) if settings.cors_origins else None,
+    )
     app.state.agent_sse = service
     app.include_router(router_of(service))
     for kind in (HTTPException, RequestValidationError, Exception):
@@ -87,7 +102,7 @@ def create_app(settings: Settings | None = None, *, authorize: Authorize | None 
 
 async def _handle(_: Request, error: Exception) -> Response:
     # What nobody foresaw is logged with its traceback by the server; the client learns nothing of it.
-    return failure(to_api_error(error) or ApiError(500, "internal_error", "an error of this service; it is in its log"))
+    return failure(to_api_error(error) or INTERNAL)
 
 
 def _add_process_routes(app: FastAPI, service: Service) -> None:

@@ -1,19 +1,23 @@
-"""From a request to an open stream: its token, its right, its cursor. For FastAPI's route and for the way around it."""
+"""From a request to an open stream: its token, its right, its cursor. For FastAPI's route and for the way past it."""
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agent_sse import requests
-from agent_sse.api_errors import to_api_error
+from agent_sse.api_errors import INTERNAL, to_api_error
 from agent_sse.auth import EVENTS_READ, Principal, bearer
 from agent_sse.errors import ApiError
 from agent_sse.keys import SESSION_ID
 from agent_sse.responses import EventStream, failure
 from agent_sse.service import Service
+
+log = logging.getLogger("agent_sse")
 
 TICKET = re.compile(r"[A-Za-z0-9_-]{43}")
 
@@ -58,40 +62,37 @@ class Opening:
         )  # fmt: skip
 
 
-class StreamsFirst:
-    """ASGI middleware that serves the stream's path itself, before FastAPI's routing; everything else passes.
+class StreamPath:
+    """The stream's path as an ASGI application of its own, for requests that :meth:`matches`.
 
-    What FastAPI wraps around a request lives as long as the request, and costs more than all the rest of opening a
-    stream. Here the request ends as soon as the stream has its connection. ``prefix`` is the path before the session.
+    ``prefix`` is the path before the session id; ``wrap`` puts middleware around it.
     """
 
-    def __init__(self, app: ASGIApp, *, opening: Opening, prefix: str) -> None:
-        self._app = app
+    def __init__(self, opening: Opening, prefix: str, *, wrap: Callable[[ASGIApp], ASGIApp] | None = None) -> None:
         self._opening = opening
         self._prefix = prefix
+        self._app: ASGIApp = self._open if wrap is None else wrap(self._open)
+
+    def matches(self, scope: Scope) -> bool:
+        """Whether a request is for a stream; not if what it names is no session id."""
+        return scope["method"] == "GET" and SESSION_ID.fullmatch(self._session(scope)) is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        session_id = self._session(scope)
-        if session_id is None:
-            await self._app(scope, receive, send)
-            return
+        """Serve a request that matches."""
+        await self._app(scope, receive, send)
+
+    def _session(self, scope: Scope) -> str:
+        path, root = scope["path"], len(scope.get("root_path", ""))
+        return path[root + len(self._prefix) :] if path.startswith(self._prefix, root) else ""
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            stream = await self._opening.prepare(Request(scope), session_id)
-        except Exception as error:  # mapped, or raised again for the application's own handlers
+            stream = await self._opening.prepare(Request(scope), self._session(scope))
+        except Exception as error:
             known = to_api_error(error)
             if known is None:
-                raise
-            await failure(known)(scope, receive, send)
+                # What nobody foresaw is logged with its traceback; the client learns nothing of it.
+                log.exception("a stream could not be opened")
+            await failure(known or INTERNAL)(scope, receive, send)
         else:
             await stream.open(scope, receive, send)
-
-    def _session(self, scope: Scope) -> str | None:
-        """Return the session whose stream is asked for; None for any other request, also for what is no session id."""
-        if scope["type"] != "http" or scope["method"] != "GET":
-            return None
-        path, root = scope["path"], scope.get("root_path", "")
-        if not path.startswith(self._prefix, len(root)):
-            return None
-        session_id: str = path[len(root) + len(self._prefix) :]
-        return session_id if SESSION_ID.fullmatch(session_id) else None

@@ -36,11 +36,33 @@ _UPGRADE = _refusal(
 )  # fmt: skip
 
 
+class HeldHead(asyncio.Transport):
+    """Stands in for a transport while uvicorn writes the head of a response."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.data = b""
+        self._transport = transport
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep ``data``."""
+        self.data += data
+
+    def is_closing(self) -> bool:
+        """Whether the connection is."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close the connection after what was kept."""
+        self._transport.write(self.data)
+        self._transport.close()
+
+
 class StreamProtocol(HttpToolsProtocol):
     """Puts itself into ``scope["extensions"]`` (https://asgi.readthedocs.io/en/latest/extensions.html)."""
 
     _in_head = True
     _head_bytes = 0
+    _held: HeldHead | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Turn Nagle's algorithm off: it would hold an event back until the client has acknowledged the one before.
@@ -70,6 +92,19 @@ class StreamProtocol(HttpToolsProtocol):
         """Close the connection at once, whatever waits to be sent."""
         self.transport.abort()
 
+    def hold_head(self) -> None:
+        """Keep the head of the response that comes next: with :meth:`take_over` it goes out with the first bytes."""
+        if not self.pipeline and self.cycle.transport is self.transport:
+            self.cycle.transport = self._held = HeldHead(self.transport)
+
+    def release_head(self) -> None:
+        """Send what was kept, if it has not gone out."""
+        held, self._held = self._held, None
+        if held is not None:
+            self.cycle.transport = self.transport
+            if held.data:
+                self.transport.write(held.data)
+
     def take_over(self, sink: DirectSink) -> bool:
         """Let ``sink`` have the connection for good, after the head of a response without a length was sent.
 
@@ -94,6 +129,7 @@ class StreamProtocol(HttpToolsProtocol):
         siblings.discard(self)
         siblings.add(sink)  # uvicorn waits for it, and asks it for no more than `shutdown`
         sink.siblings = siblings
+        sink.held = [self._held.data] if self._held is not None else []
         sink.connection_made(self.transport)
         self.transport.set_protocol(sink)
         return True

@@ -109,8 +109,14 @@ class EventStream(Response):
         server = scope.get("extensions", {}).get(CONNECTION)
         direct = None
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            direct = self._take_over(server)
+            if server is not None:
+                server.hold_head()
+            try:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                direct = self._take_over(server)
+            finally:
+                if server is not None and direct is None:
+                    server.release_head()
             if direct is None:
                 await self._serve(receive, send, server)
         finally:

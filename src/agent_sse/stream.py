@@ -67,8 +67,9 @@ class Connection:
             sink.finish()  # ended by the service meanwhile
             return
         self._sink = sink
-        self.write(frames.retry_frame(random.randint(*RETRY_MS)) + channel.heartbeat())
+        # First its task, then the first bytes: what can be read without waiting goes out in one piece with them.
         self._begin(channel)
+        self.write(frames.retry_frame(random.randint(*RETRY_MS)) + channel.heartbeat())
 
     def stop(self) -> asyncio.Task[None] | None:
         """Write nothing more; return what has to be awaited. The sink belongs to who made it."""
