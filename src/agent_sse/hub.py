@@ -12,7 +12,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from agent_sse import frames
@@ -50,6 +50,7 @@ class Hub:
         self._urgent: dict[Channel, None] = {}  # to be compared with Redis at once
         self._owned: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._time: Callable[[], float] = time.monotonic  # the loop's, from `run` on
         self._tasks: list[asyncio.Task[None]] = []
         self._kick = asyncio.Event()
         self._step = min(1.0, settings.heartbeat_interval / 4)
@@ -66,7 +67,9 @@ class Hub:
 
     def run(self) -> None:
         """Start the reader and the clock."""
-        self.now = asyncio.get_running_loop().time()
+        # Kept, because on Python 3.11 each look at the running loop asks the kernel for the process's id.
+        self._time = asyncio.get_running_loop().time
+        self.now = self._time()
         self._visits, self._ticks = Wheel(self._step, self.now), Wheel(self._step, self.now)
         self._subscriber.start()
         self._subscriber.add(self._probe.channel.encode())
@@ -133,7 +136,7 @@ class Hub:
             raise ApiError(
                 429, "too_many_streams_of_session", "the session has too many open streams; close one", retry_after=5
             )
-        self.now = asyncio.get_running_loop().time()
+        self.now = self._time()
         if channel is None:
             channel = self._channels[name] = Channel(self, connection.session_id, name)
             self._subscriber.add(name)
@@ -205,7 +208,7 @@ class Hub:
         if channel is None:
             self._probe.heard(data)
             return
-        self.now = asyncio.get_running_loop().time()
+        self.now = self._time()
         if data == b"closed":
             self._close_channel(channel)
             return
