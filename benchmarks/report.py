@@ -89,7 +89,7 @@ def sections(sizes: Sizes) -> dict[str, tuple[str, list[Row]]]:
             f"{sizes.idle_streams:,} idle streams, a heartbeat every {sizes.idle_heartbeat:g} s",
             [
                 Row("idle", "kib", "memory per stream, KiB"),
-                Row("idle", "one_session_kib", "  all on one session, KiB"),
+                Row("crowd", "kib", "  all on one session, KiB"),
                 Row("idle", "cpu_percent", "CPU, % of a core"),
                 Row("idle", "streams", "streams", 0),
             ],
@@ -101,7 +101,8 @@ def sections(sizes: Sizes) -> dict[str, tuple[str, list[Row]]]:
                 Row("storm", "distinct_warm_per_core", "  the same clients again", 0),
                 Row("storm", "one_cold_per_core", "all on one session, tokens new", 0),
                 Row("storm", "one_warm_per_core", "  the same clients again", 0),
-                Row("storm", "distinct_cold_per_s", "each its own session, by the clock", 0),
+                Row("storm", "distinct_cold_per_s", "each its own session, per second by the clock", 0),
+                Row("storm", "distinct_cold_redis_us", "  CPU of Redis per resume, µs", 0),
                 Row("storm", "clients", "clients", 0),
             ],
         ),
@@ -130,20 +131,20 @@ def table(found: Medians, sizes: Sizes) -> list[str]:
     """Return the lines of the table: one column for each peer that was measured."""
     peers = [peer for peer in PEERS if any(peer.name in one for one in found.values())]
     width = 14
-    lines = [" " * 44 + "".join(f"{name:>{width}}" for name in _heads([peer.label for peer in peers], 0))]
-    lines.append(" " * 44 + "".join(f"{name:>{width}}" for name in _heads([peer.label for peer in peers], 1)))
+    lines = [" " * 48 + "".join(f"{name:>{width}}" for name in _heads([peer.label for peer in peers], 0))]
+    lines.append(" " * 48 + "".join(f"{name:>{width}}" for name in _heads([peer.label for peer in peers], 1)))
     for workload, (heading, rows) in sections(sizes).items():
         if workload not in found:
             continue
         lines += ["", heading]
         for row in rows:
-            values = [found[workload].get(peer.name, {}).get(row.figure) for peer in peers]
+            values = [found.get(row.workload, {}).get(peer.name, {}).get(row.figure) for peer in peers]
             if any(value is not None for value in values):
                 cells = ["–" if value is None else f"{value:,.{row.decimals}f}" for value in values]
-                lines.append(f"  {row.label:42}" + "".join(f"{cell:>{width}}" for cell in cells))
+                lines.append(f"  {row.label:46}" + "".join(f"{cell:>{width}}" for cell in cells))
     lines += [
         "",
-        f"  {'lost, doubled or out of order':42}" + "".join(f"{wrong(found, p.name):>{width}}" for p in peers),
+        f"  {'lost, doubled or out of order':46}" + "".join(f"{wrong(found, p.name):>{width}}" for p in peers),
     ]
     return lines
 

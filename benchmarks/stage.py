@@ -16,7 +16,7 @@ from benchmarks.peers import Peer
 from benchmarks.programs import START_SECONDS, Failure, Process, cpu_seconds, free_port, rss_kib
 from benchmarks.redis_server import RedisServer
 
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 3.0
 HEARTBEAT = 15.0  # s; the settings' default
 
 

@@ -33,7 +33,7 @@ class Sizes:
     idle_heartbeat: float = 3.0
     storm_clients: int = 5000
     storm_others: int = 2000
-    storm_light: int = 1000
+    storm_light: int = 500
     storm_width: int = 1000
     publish_tasks: int = 64
     publish_seconds: float = 3.0
@@ -127,10 +127,12 @@ def _intake(stage: Stage, ids: list[str], rate: float, count: int) -> float:
 
 def idle(lab: Lab, peer: Peer) -> Figures:
     """Streams on which nothing happens but heartbeats: their memory, and what the heartbeats cost."""
-    figures = _idle(lab, peer, shared=False)
-    if peer.name == "agent-sse":
-        figures["one_session_kib"] = _idle(lab, peer, shared=True)["kib"]
-    return figures
+    return _idle(lab, peer, shared=False)
+
+
+def crowd(lab: Lab, peer: Peer) -> Figures:
+    """The same with all of them on one session."""
+    return _idle(lab, peer, shared=True)
 
 
 def _idle(lab: Lab, peer: Peer, *, shared: bool) -> Figures:
@@ -173,18 +175,19 @@ def storm(lab: Lab, peer: Peer) -> Figures:
         "distinct": [peer.request(s, cursor=c) for s, c in zip(history.sessions, history.cursors, strict=True)],
         "one": [peer.request(history.sessions[0], subject=f"u{i}", cursor=history.cursors[0]) for i in range(clients)],
     }
-    for crowd, requests in crowds.items():
+    for name, requests in crowds.items():
         with history.stage(peer) as stage:
             load = stage.load(requests[:clients])
             for life in ("cold", "warm"):
                 load.reset()
-                before = stage.cpu
+                before, redis_before = stage.cpu, stage.redis_cpu
                 answer = load.open(width=lab.sizes.storm_width, each=history.replayed, timeout=120)
                 cpu = stage.cpu - before
-                figures[f"{crowd}_{life}_per_s"] = clients / answer["seconds"]
-                figures[f"{crowd}_{life}_per_core"] = clients / cpu
-                figures[f"{crowd}_{life}_surplus"] = float(answer["events"] - clients * history.replayed)
-                figures[f"{crowd}_{life}_broken"] = float(answer["lost"] + answer["doubled"])
+                figures[f"{name}_{life}_per_s"] = clients / answer["seconds"]
+                figures[f"{name}_{life}_per_core"] = clients / cpu
+                figures[f"{name}_{life}_redis_us"] = (stage.redis_cpu - redis_before) / clients * 1e6
+                figures[f"{name}_{life}_surplus"] = float(answer["events"] - clients * history.replayed)
+                figures[f"{name}_{life}_broken"] = float(answer["lost"] + answer["doubled"])
                 load.close()
                 stage.settle()
     return figures
@@ -226,25 +229,28 @@ def growth(lab: Lab, peer: Peer) -> Figures:
 class Workload:
     """A workload and who takes part: the names of the peers, None for all.
 
-    ``light_rounds`` of the rounds are run for the peers that fall behind, whose figures of this workload are steady
-    and take long.
+    Figures that are steady and take long need not be taken in every round: ``rounds`` says in how many, and
+    ``light_rounds`` for the peers that fall behind; None: in all.
     """
 
     run: Callable[[Lab, Peer], Figures]
     peers: frozenset[str] | None = None
+    rounds: int | None = None
     light_rounds: int | None = None
 
     def takes(self, peer: Peer, number: int) -> bool:
         """Tell whether a peer is measured in round ``number``, from 1."""
         if self.peers is not None and peer.name not in self.peers:
             return False
-        return not peer.light or self.light_rounds is None or number <= self.light_rounds
+        limit = self.light_rounds if peer.light else self.rounds
+        return limit is None or number <= limit
 
 
 WORKLOADS = {
     "fanout": Workload(fanout),
     "sessions": Workload(sessions),
     "idle": Workload(idle, light_rounds=1),
+    "crowd": Workload(crowd, frozenset({"agent-sse"}), rounds=1),
     "storm": Workload(storm),
     "publish": Workload(publish, frozenset({"agent-sse"})),
     "growth": Workload(growth, frozenset({"agent-sse", "nchan-redis"})),

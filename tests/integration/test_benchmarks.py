@@ -24,10 +24,11 @@ FIGURES = {
         f"{crowd}_{life}_{figure}"
         for crowd in ("distinct", "one")
         for life in ("cold", "warm")
-        for figure in ("per_s", "per_core", "surplus", "broken")
+        for figure in ("per_s", "per_core", "redis_us", "surplus", "broken")
     },
 }
 OURS = {
+    "crowd": {"kib", "streams", "ended"},
     "publish": {"per_s", "cpu_us", "lone_us", "evalsha_us", "lone_ratio"},
     "growth": {f"{figure}_{size}" for figure in ("cpu_us", "p50_ms", "p99_ms", "kib", "lost") for size in (5, 20)},
 }
