@@ -9,13 +9,13 @@ from benchmarks.programs import Process, cpu_seconds, free_port
 
 
 class RedisServer(Process):
-    """A server that holds nothing yet. ``url`` is for redis-py."""
+    """A server that holds nothing yet; ``options`` are its own. ``url`` is for redis-py."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.port = free_port()
         super().__init__(
             [str(find_server()), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
-             "--maxclients", "15000", "--dir", str(folder)],
+             "--maxclients", "15000", "--dir", str(folder), *options],
             folder / "redis.log",
         )  # fmt: skip
         self.wait_for_port(self.port)

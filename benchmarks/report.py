@@ -115,6 +115,16 @@ def sections(sizes: Sizes) -> dict[str, tuple[str, list[Row]]]:
                 Row("publish", "evalsha_us", "redis-py's bare `evalsha`, µs", 0),
             ],
         ),
+        "receive": (
+            "receiving from Redis, CPU per message in µs, one at a time",
+            [
+                Row("receive", "bare_single_us", "bare hiredis parse"),
+                Row("receive", "ours_single_us", "this project's subscriber"),
+                Row("receive", "ours_burst_us", "  in bursts of 50"),
+                Row("receive", "pubsub_single_us", "redis-py's PubSub"),
+                Row("receive", "pubsub_burst_us", "  in bursts of 50"),
+            ],
+        ),
         "growth": (
             f"growth at {sizes.growth_rate:,.0f} events/s",
             [
@@ -203,6 +213,7 @@ def goals(found: Medians, sizes: Sizes) -> list[Goal]:
         Goal("CPU per event, most streams ÷ fewest", 1.2, True, ratio(grown[-1], grown[0]) if grown else None),
         Goal("sse-starlette ÷ this, CPU per event, 1 session × 500", 6.0, False, starlette("fanout")),
         Goal("sse-starlette ÷ this, CPU per event, 1,000 sessions", 6.0, False, starlette("sessions")),
+        Goal("receiving a message, µs over the bare parse", 6.0, True, ours("receive", "over_bare_single_us")),
         Goal("acknowledged events per second, 64 tasks", 15_000.0, False, ours("publish", "per_s")),
         Goal("a lone publish ÷ bare evalsha", 1.3, True, ours("publish", "lone_ratio")),
     ]  # fmt: skip

@@ -96,8 +96,8 @@ class Stage:
         deadline = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < deadline:
             before = self.cpu
-            time.sleep(0.2)
-            if self.cpu - before < 0.02:
+            time.sleep(0.15)
+            if self.cpu - before < 0.015:
                 return
 
     @property

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import uvloop
+
 from benchmarks.history import History
 from benchmarks.load import Load
 from benchmarks.peers import Peer
+from benchmarks.receive import compare
 from benchmarks.redis_server import RedisServer
 from benchmarks.stage import Stage, command, delivery, publisher_process, wait_for_publisher
 
@@ -38,6 +42,7 @@ class Sizes:
     publish_tasks: int = 64
     publish_seconds: float = 3.0
     publish_lone: int = 2000
+    receive_messages: int = 10_000
     growth: tuple[int, ...] = (100, 1000, 10_000)
     growth_rate: float = 4000.0
     growth_seconds: float = 2.0
@@ -46,8 +51,8 @@ class Sizes:
 SMOKE = Sizes(
     fanout_clients=10, fanout_rate=100.0, fanout_seconds=0.2, sessions=20, sessions_rate=400.0, sessions_seconds=0.2,
     light_seconds=0.2, idle_streams=20, idle_light=20, idle_heartbeat=0.3, storm_clients=20, storm_others=20,
-    storm_light=20, storm_width=10, publish_tasks=4, publish_seconds=0.2, publish_lone=50, growth=(5, 20),
-    growth_rate=400.0, growth_seconds=0.1,
+    storm_light=20, storm_width=10, publish_tasks=4, publish_seconds=0.2, publish_lone=50, receive_messages=500,
+    growth=(5, 20), growth_rate=400.0, growth_seconds=0.1,
 )  # fmt: skip
 
 
@@ -209,6 +214,21 @@ def publish(lab: Lab, peer: Peer) -> Figures:
     }  # fmt: skip
 
 
+def receive(lab: Lab, peer: Peer) -> Figures:
+    """What a message from Redis costs this process to receive: bare parse, this project's way, redis-py's PubSub."""
+    path = lab.folder / "receive.sock"
+    figures: Figures = {}
+    with (
+        RedisServer(lab.folder, "--unixsocket", str(path)),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        for name, burst in (("single", 1), ("burst", 50)):
+            bare, ours, _, pubsub = runner.run(compare(f"unix://{path}", lab.sizes.receive_messages, burst, 1)).values()
+            figures |= {f"bare_{name}_us": bare, f"ours_{name}_us": ours, f"pubsub_{name}_us": pubsub}
+            figures[f"over_bare_{name}_us"] = ours - bare
+    return figures
+
+
 def growth(lab: Lab, peer: Peer) -> Figures:
     """The same rate of events over more and more sessions with one stream each."""
     sizes = lab.sizes
@@ -253,5 +273,6 @@ WORKLOADS = {
     "crowd": Workload(crowd, frozenset({"agent-sse"}), rounds=1),
     "storm": Workload(storm),
     "publish": Workload(publish, frozenset({"agent-sse"})),
+    "receive": Workload(receive, frozenset({"agent-sse"})),
     "growth": Workload(growth, frozenset({"agent-sse", "nchan-redis"})),
 }
