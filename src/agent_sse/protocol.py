@@ -129,7 +129,7 @@ class StreamProtocol(HttpToolsProtocol):
         siblings.discard(self)
         siblings.add(sink)  # uvicorn waits for it, and asks it for no more than `shutdown`
         sink.siblings = siblings
-        sink.held = [self._held.data] if self._held is not None else []
+        sink.held = [self._held.data] if self._held is not None else None
         sink.connection_made(self.transport)
         self.transport.set_protocol(sink)
         return True

@@ -36,6 +36,9 @@ class Sink(Protocol):
     async def drained(self) -> None:
         """Wait until the sink is under half its bound again."""
 
+    def gather(self) -> None:
+        """Let what is written in this step of the loop leave in one piece, where each write would be a system call."""
+
     def finish(self) -> None:
         """End the stream after what was written."""
 
@@ -54,8 +57,6 @@ class DirectSink(asyncio.Protocol):
     aborted. ``on_lost`` is called once, when the connection is gone, whoever ended it. The server that gives the
     connection away sets ``chunked``, whether the head announced the chunked transfer coding, ``siblings``, its set of
     open connections, and ``held``, what has to go out before everything else.
-
-    The first bytes are gathered for one step of the loop: a system call costs more than all of Python's work for them.
     """
 
     __slots__ = (
@@ -68,7 +69,7 @@ class DirectSink(asyncio.Protocol):
     def __init__(self, *, bound: int, timeout: float, on_lost: Callable[[], None]) -> None:
         self.chunked = True
         self.siblings: set[Any] = set()
-        self.held: list[bytes] | None = []
+        self.held: list[bytes] | None = None  # what is gathered
         self._bound = bound
         self._limit = timeout
         self._on_lost = on_lost
@@ -83,7 +84,7 @@ class DirectSink(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Whether everything that was written is in the kernel."""
-        return self.held is None and self.transport.get_write_buffer_size() == 0
+        return not self.held and self.transport.get_write_buffer_size() == 0
 
     def write(self, data: bytes) -> bool:
         """Write ``data`` as a chunk of its own; False when more than the bound waits."""
@@ -106,10 +107,14 @@ class DirectSink(asyncio.Protocol):
         if self.held is None:
             self.transport.write(data)  # may call pause_writing
             return not self._over
-        if not self._taken - len(data):
-            asyncio.get_running_loop().call_soon(self._release)
         self.held.append(data)
-        return self._taken <= self._bound
+        return not self._over
+
+    def gather(self) -> None:
+        """Write what comes in this step of the loop with one system call: that costs more than all of Python's work."""
+        if self.held is None:
+            self.held = []
+        asyncio.get_running_loop().call_soon(self._release)
 
     def _release(self) -> None:
         held, self.held = self.held, None
@@ -228,6 +233,9 @@ class AsgiSink:
     def send(self, frame: Frame) -> bool:
         """Queue a frame; the server does the transfer coding itself."""
         return self.write(frame.data)
+
+    def gather(self) -> None:
+        """Do nothing: :meth:`run` sends all that is queued at a time."""
 
     async def drained(self) -> None:
         """Wait until at most half the bound is queued."""

@@ -67,8 +67,9 @@ class Connection:
             sink.finish()  # ended by the service meanwhile
             return
         self._sink = sink
-        # First its task, then the first bytes: what can be read without waiting goes out in one piece with them.
+        # First its task, then the end of the gathering: what can be read without waiting goes out with the first bytes.
         self._begin(channel)
+        sink.gather()
         self.write(frames.retry_frame(random.randint(*RETRY_MS)) + channel.heartbeat())
 
     def stop(self) -> asyncio.Task[None] | None:
@@ -195,6 +196,7 @@ class Connection:
                 self._reset = page.status
                 continue
             if page.frame is not None:
+                sink.gather()
                 self.send(page.frame)
                 self.cursor = cursor = page.last
             elif expected is not None and cursor < expected:

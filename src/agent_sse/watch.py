@@ -83,6 +83,9 @@ class EventSink:
         """Take a whole frame."""
         return self.write(frame.data)
 
+    def gather(self) -> None:
+        """Do nothing: it writes nowhere."""
+
     def end_if_stalled(self, now: float) -> bool:
         """Return False: it takes everything."""
         return False
