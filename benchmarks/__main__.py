@@ -30,7 +30,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="make bench", description="Measure this project beside its peers.",
-        epilog=f"A whole run writes {JSON.relative_to(ROOT)} and {PLOT.relative_to(ROOT)}, others what they are told.",
+        epilog=f"A whole run writes {JSON.relative_to(ROOT)} and {PLOT.relative_to(ROOT)}, others what is asked for.",
     )  # fmt: skip
     parser.add_argument(
         "--only", type=_names(WORKLOADS), default=list(WORKLOADS), help="workloads: " + ",".join(WORKLOADS)
@@ -41,10 +41,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: whether everything works, not how fast")
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--plot", type=Path, help="where the picture goes")
-    found = parser.parse_args(argv)
-    if not found.smoke and found.only == list(WORKLOADS) and found.peers == known:
-        found.json, found.plot = found.json or JSON, found.plot or PLOT
-    return found
+    return parser.parse_args(argv)
 
 
 def _names(known: Any) -> Any:
@@ -86,6 +83,8 @@ def run(lab: Lab, names: Sequence[str], peers: Sequence[Peer], rounds: int) -> t
                     print(f"{what}: {failure}", file=sys.stderr, flush=True)
                     failures.append(f"{what}: {str(failure).partition(chr(10))[0]}")
                     continue
+                except KeyboardInterrupt:  # what there is by now is shown
+                    return found, [*failures, f"{what}: interrupted"]
                 print(f"{what}, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     return found, failures
 
@@ -109,13 +108,18 @@ def main(argv: Sequence[str]) -> int:
         lab = Lab(compile_load(folder), folder, sizes, stack, {})
         rounds, failures = run(lab, options.only, peers, options.rounds)
     found = report.medians(rounds)
+    if not found:
+        print(*failures, sep="\n")
+        return 1
     reached = report.goals(found, sizes)
     print("", *report.table(found, sizes), "", *report.goal_lines(reached), sep="\n")
-    print(f"\nmedians of {options.rounds} rounds, {(time.monotonic() - begin) / 60:.1f} minutes")
+    print(f"\nmedians of {len(rounds)} rounds, {(time.monotonic() - begin) / 60:.1f} minutes")
     content = {
         "machine": hardware, "versions": versions, "sizes": asdict(sizes), "medians": found,
         "goals": report.goals_as_json(reached), "failures": failures, "rounds": rounds,
     }  # fmt: skip
+    if not (failures or options.smoke) and options.only == list(WORKLOADS) and len(peers) == len(PEERS):
+        options.json, options.plot = options.json or JSON, options.plot or PLOT
     write(options, content, sizes)
     print(*failures, sep="\n")
     return 1 if failures else 0

@@ -38,7 +38,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def _die_with_parent() -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not even a killed run leaves anything behind
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: a killed run leaves nothing behind either
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:

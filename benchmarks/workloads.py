@@ -31,13 +31,13 @@ class Sizes:
     sessions: int = 1000
     sessions_rate: float = 4000.0
     sessions_seconds: float = 3.0
-    light_seconds: float = 2.0
+    light_seconds: float = 1.0
     idle_streams: int = 10_000
-    idle_light: int = 1000
+    idle_light: int = 500
     idle_heartbeat: float = 3.0
     storm_clients: int = 5000
     storm_others: int = 2000
-    storm_light: int = 500
+    storm_light: int = 250
     storm_width: int = 1000
     publish_tasks: int = 64
     publish_seconds: float = 3.0
