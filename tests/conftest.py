@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent_sse import SimpleNotifier
-from harness import Valkey
+from harness import Valkey, Way
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +19,23 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("AGENT_SSE_") and name != "AGENT_SSE_TEST_SERVER":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module", params=["direct", "asgi"])
+def sink(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways to write a stream: to its connection, or through ASGI. Whatever opens streams runs once with each.
+
+    `serve` and `ServiceProcess` heed it: the protocol of `agent-sse serve`, or plain uvicorn's.
+    """
+    Way.direct = request.param == "direct"  # already for what other fixtures of the module serve
+    yield request.param
+    Way.direct = True
+
+
+@pytest.fixture(autouse=True)
+def _way(request: pytest.FixtureRequest) -> None:
+    """A test that does not ask for `sink` has none left over from the one before."""
+    Way.direct = "sink" not in request.fixturenames or request.getfixturevalue("sink") == "direct"
 
 
 @pytest.fixture

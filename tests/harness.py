@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -30,6 +31,12 @@ from agent_sse.state_dir import find_server
 SECRET = "a-secret-for-tests-of-at-least-32-bytes"
 PREFIX = "/agent_backend/api/sse"
 DEADLINE = 30.0  # s; how long a test waits for what has to happen. No test asserts on shorter times.
+
+
+class Way:
+    """How the services that a test starts write their streams, where it does not say itself; see the fixture `sink`."""
+
+    direct = True
 
 
 class Valkey:
@@ -173,12 +180,17 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(settings: Settings | None = None, *, app: Any = None, direct: bool = True) -> AsyncIterator[Served]:
-    """Run the service with a real uvicorn on port 0 in this event loop."""
+async def serve(
+    settings: Settings | None = None, *, app: Any = None, direct: bool | None = None, **options: Any
+) -> AsyncIterator[Served]:
+    """Run the service with a real uvicorn on port 0 in this event loop; ``direct`` is the test's `Way` by default.
+
+    ``options`` are more of uvicorn's.
+    """
     app = app or create_app(settings)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=5,
-        http=StreamProtocol if direct else "httptools", ws="none",
+        http=StreamProtocol if (Way.direct if direct is None else direct) else "httptools", ws="none", **options,
     )  # fmt: skip
     server = uvicorn.Server(config)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as sock:
@@ -189,7 +201,8 @@ async def serve(settings: Settings | None = None, *, app: Any = None, direct: bo
             task.result()
             raise AssertionError("the server ended while starting")
         try:
-            yield Served(f"http://127.0.0.1:{sock.getsockname()[1]}", app, server)
+            scheme = "https" if config.is_ssl else "http"
+            yield Served(f"{scheme}://127.0.0.1:{sock.getsockname()[1]}", app, server)
         finally:
             for route_service in services_of(app):
                 with contextlib.suppress(RuntimeError):
@@ -205,14 +218,16 @@ def services_of(app: Any) -> list[Any]:
 
 
 class ServiceProcess:
-    """The service as a process of its own: ``agent-sse serve`` or plain uvicorn, on port 0."""
+    """The service as a process of its own, on port 0: ``agent-sse serve`` or plain uvicorn, as the test's `Way` is."""
 
-    def __init__(self, environment: dict[str, str], *, plain: bool = False, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, environment: dict[str, str], *, plain: bool | None = None, arguments: tuple[str, ...] = ()
+    ) -> None:
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("AGENT_SSE_")},
             "AGENT_SSE_JWT_SECRET": SECRET, "PYTHONUNBUFFERED": "1", **environment,
         }  # fmt: skip
-        if plain:
+        if plain if plain is not None else not Way.direct:
             command = ["-m", "uvicorn", "--factory", "agent_sse.app:create_app", "--port", "0"]
         else:
             command = ["-m", "agent_sse", "serve", "--port", "0"]
@@ -302,12 +317,20 @@ class Stream:
     bytes of an incomplete one.
     """
 
-    def __init__(self, url: str, headers: dict[str, str] | None = None, *, receive_buffer: int | None = None) -> None:
-        found = re.fullmatch(r"http://([^:/]+):(\d+)(/.*)", url)
+    def __init__(
+        self,
+        url: str,
+        headers: dict[str, str] | None = None,
+        *,
+        receive_buffer: int | None = None,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
+        found = re.fullmatch(r"https?://([^:/]+):(\d+)(/.*)", url)
         assert found, url
         self.host, self.port, self.target = found[1], int(found[2]), found[3]
         self.headers = headers or {}
         self.receive_buffer = receive_buffer
+        self.trust = trust  # for https
         self.status = 0
         self.response_headers: dict[str, str] = {}
         self.last_id: str | None = None
@@ -333,7 +356,9 @@ class Stream:
             except BaseException:
                 sock.close()
                 raise
-            self._reader, self._writer = await asyncio.open_connection(sock=sock, limit=2**20)
+            self._reader, self._writer = await asyncio.open_connection(
+                sock=sock, limit=2**20, ssl=self.trust, server_hostname=self.host if self.trust else None
+            )
             lines = [f"GET {self.target} HTTP/1.1", f"Host: {self.host}", "Accept: text/event-stream"]
             lines += [f"{name}: {value}" for name, value in self.headers.items()]
             self._writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))

@@ -15,6 +15,8 @@ import pytest
 from agent_sse import SimpleNotifier
 from harness import Event, Follower, Stream, Valkey, make_settings, make_token, serve, until
 
+pytestmark = pytest.mark.usefixtures("sink")
+
 SESSION = "s1"
 
 

@@ -16,6 +16,8 @@ import pytest
 from agent_sse import SimpleNotifier
 from harness import DEADLINE, Served, Stream, Valkey, make_settings, make_token, serve, session_name, until
 
+pytestmark = pytest.mark.usefixtures("sink")
+
 # The guide's four samples and its request body, letter by letter.
 TOOL_STATUS = """
 {

@@ -13,6 +13,8 @@ from agent_sse.hub import Hub
 from agent_sse.store import Page
 from harness import Served, Stream, Valkey, make_settings, make_token, serve, until
 
+pytestmark = pytest.mark.usefixtures("sink")
+
 NO_TICKS = 600.0  # s; what is found within a test's deadline is not found by a tick
 
 

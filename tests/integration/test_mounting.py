@@ -96,10 +96,12 @@ def test_example_is_short() -> None:
 
 
 @pytest.mark.parametrize("approved", [True, False])
-async def test_example_runs_and_asks(valkey: Valkey, approved: bool) -> None:
+async def test_example_runs_and_asks(valkey: Valkey, sink: str, approved: bool) -> None:
     """As a process of its own, the example opens its stream behind its check, asks, and heeds the answer."""
     process = ServiceProcess({"AGENT_SSE_REDIS_URL": valkey.url})
     process.command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "mounted:app", "--port", "0"]
+    if sink == "direct":
+        process.command += ["--http", "agent_sse.protocol:StreamProtocol"]
     token = make_token(sub="alice")
     headers = {**bearer(token), "X-Gateway": "internal"}
     async with process, httpx.AsyncClient(base_url=f"{process.url}/internal{PREFIX}", timeout=DEADLINE) as http:
@@ -123,6 +125,7 @@ async def test_example_runs_and_asks(valkey: Valkey, approved: bool) -> None:
 # -- prefix and dependencies ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("sink")
 async def test_hosts_dependencies_guard_every_route(valkey: Valkey) -> None:
     """Without the host's key every endpoint is the host's 403, in this project's shape; with it all works."""
     async with hosted(valkey, FastAPI(), prefix="/internal", dependencies=[Depends(need_key)]) as (http, _, _):
@@ -136,6 +139,7 @@ async def test_hosts_dependencies_guard_every_route(valkey: Valkey) -> None:
         await round_trip(http, valkey, KEY)
 
 
+@pytest.mark.usefixtures("sink")
 async def test_application_wide_dependencies_guard_every_route(valkey: Valkey) -> None:
     """`FastAPI(dependencies=…)` applies as well."""
     async with hosted(valkey, FastAPI(dependencies=[Depends(need_key)])) as (http, _, _):
@@ -297,6 +301,7 @@ async def test_without_its_lifespan_the_router_says_so(valkey: Valkey) -> None:
             await http.get(f"/sub{PREFIX}/health/s1", headers=bearer(make_token("s1")))
 
 
+@pytest.mark.usefixtures("sink")
 async def test_mounted_application_works_when_its_lifespan_is_entered(valkey: Valkey) -> None:
     """With `router.lifespan_context` in the host's own lifespan a sub-application works, streams included."""
     router = create_router(make_settings(valkey.url))
@@ -315,6 +320,7 @@ async def test_mounted_application_works_when_its_lifespan_is_entered(valkey: Va
         await round_trip(http, valkey)
 
 
+@pytest.mark.usefixtures("sink")
 async def test_stand_alone_application_can_be_mounted_too(valkey: Valkey) -> None:
     """`create_app()` below another application's path, its lifespan entered by the host."""
     inner = create_app(make_settings(valkey.url))
@@ -345,6 +351,7 @@ async def _later(answer: bool | None) -> bool | None:
     return answer
 
 
+@pytest.mark.usefixtures("sink")
 @pytest.mark.parametrize(
     ("authorize", "listed", "stranger"),
     [
@@ -412,6 +419,7 @@ async def test_authorize_is_told_who_and_what(valkey: Valkey) -> None:
 # -- middleware -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("sink")
 async def test_hosts_middleware_does_not_break_streams(valkey: Valkey) -> None:
     """Behind BaseHTTPMiddleware and compression a stream is live, resumes, and its place is given back."""
     host = FastAPI()
@@ -440,6 +448,7 @@ async def test_hosts_middleware_does_not_break_streams(valkey: Valkey) -> None:
         await until(lambda: service.hub.open_streams == 0, what="the streams' places to be free")
 
 
+@pytest.mark.usefixtures("sink")
 async def test_hosts_dependency_with_yield_is_left(valkey: Valkey) -> None:
     """A dependency that holds something releases it once the stream has ended."""
     held: list[str] = []
@@ -506,6 +515,7 @@ class Recorder(trace.TracerProvider, trace.Tracer):
         return trace.use_span(self.start_span(name, attributes=attributes))
 
 
+@pytest.mark.usefixtures("sink")
 @pytest.mark.parametrize("operation_spans", [True, False])
 async def test_hosts_trace_does_not_have_the_token(valkey: Valkey, operation_spans: bool) -> None:
     """FastAPI's own spans of the host show the route, and `***` in the place of the token."""

@@ -13,6 +13,8 @@ import pytest
 from agent_sse import SimpleNotifier
 from harness import Follower, ServiceProcess, Valkey, make_settings, make_token, serve, services_of, until
 
+pytestmark = pytest.mark.usefixtures("sink")
+
 EVENTS = 1000
 SESSION = "s1"
 
@@ -96,7 +98,7 @@ async def test_no_loss_while_pubsub_connections_are_killed(valkey: Valkey, notif
 async def test_no_loss_while_the_service_restarts(valkey: Valkey, patient: SimpleNotifier) -> None:
     """1,000 events while the service is stopped, killed and started again: all ids once, in order."""
     async with (
-        ServiceProcess({"AGENT_SSE_REDIS_URL": valkey.url}, plain=True) as process,
+        ServiceProcess({"AGENT_SSE_REDIS_URL": valkey.url}) as process,
         Follower(lambda: process.served.events(SESSION, make_token(SESSION))) as follower,
     ):
         published = await publish(patient, 0, 100)

@@ -30,6 +30,8 @@ from harness import (
 )
 from permission_time import let_time_pass
 
+pytestmark = pytest.mark.usefixtures("sink")
+
 GAP = 1000  # ms between a clear and the next presentation
 PERMISSION_TYPES = ("permission_request", "permission_response_result", "permission_cleared")
 

@@ -37,6 +37,8 @@ from harness import (
     until,
 )
 
+pytestmark = pytest.mark.usefixtures("sink")
+
 HEARTBEAT = 0.2  # s; short, so that tests which wait for heartbeats are short
 
 
