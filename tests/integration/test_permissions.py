@@ -122,7 +122,7 @@ class Room:
 
 
 @pytest.fixture
-async def room(valkey: Valkey) -> AsyncIterator[Room]:
+async def room(valkey: Valkey, sink: str) -> AsyncIterator[Room]:
     backend = Backend(valkey.url)
     async with serve(make_settings(valkey.url, heartbeat_interval=0.5)) as served:
         made = Room(valkey, served, Permissions(Store(backend, RedisSettings(_env_file=None))))  # type: ignore[call-arg]
