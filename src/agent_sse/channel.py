@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent_sse import events, frames
-from agent_sse.frames import ZERO, EventId, Frame
+from agent_sse.frames import ZERO, EventId
 
 if TYPE_CHECKING:
     from agent_sse.hub import Hub
@@ -38,20 +38,20 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPage:
-    """Events after a cursor, encoded once. ``status`` is a ``stream_reset`` reason when the history is not complete."""
+    """Events after a cursor, as frames; none: ``b""``. ``status`` is a ``stream_reset`` reason when there is a gap."""
 
     status: str | None
     last: EventId
-    frame: Frame | None
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSnapshot:
-    """A session's state at ``tip``, encoded once; ``at`` is the time of the reading, ISO 8601."""
+    """A session's state at ``tip``, as frames; ``at`` is the time of the reading, ISO 8601."""
 
     tip: EventId
     at: str
-    frames: tuple[Frame, ...]
+    parts: tuple[bytes, ...]
 
 
 class Channel:
@@ -173,18 +173,17 @@ class Channel:
             self.session_id, cursor, events=PAGE_EVENTS, size=self.hub.settings.stream_buffer_bytes
         )
         if page.status != "ok":
-            return EncodedPage(RESET_REASONS[page.status], cursor, None)
+            return EncodedPage(RESET_REASONS[page.status], cursor, b"")
         self._observe(page.tip, page.closed_tip)
-        if not page.ids:
-            return EncodedPage(None, cursor, None)
-        return EncodedPage(None, page.last, frames.encoded(frames.event_frames(page.ids, page.payloads)))
+        last = page.last if page.ids else cursor
+        return EncodedPage(None, last, frames.event_frames(page.ids, page.payloads))
 
     async def _read_snapshot(self) -> EncodedSnapshot:
         snapshot = await self.hub.store.snapshot(self.session_id)
         self._observe(snapshot.tip, snapshot.closed_tip)
         at = events.timestamp(datetime.fromtimestamp(snapshot.now_ms / 1000, UTC))
-        encoded = tuple(frames.encoded(frames.data_frame(part)) for part in snapshot_events(snapshot, at))
-        return EncodedSnapshot(snapshot.tip, at, encoded)
+        parts = tuple(frames.data_frame(part) for part in snapshot_events(snapshot, at))
+        return EncodedSnapshot(snapshot.tip, at, parts)
 
     def _observe(self, tip: EventId, closed_tip: EventId | None) -> None:
         # A message that came first has set the tip already; the connection then reads on until it is there.

@@ -97,14 +97,12 @@ class Connection:
             self._sink.finish()
 
     def write(self, data: bytes) -> None:
-        """Write to this client only."""
-        if self._sink is not None:
-            self._wrote(self._sink.write(data))
-
-    def send(self, frame: Frame) -> None:
-        """Write what was encoded for many."""
-        if self._sink is not None:
-            self._wrote(self._sink.send(frame))
+        """Write to this client only; a sink over its bound sends a live connection back to the Stream."""
+        if self._sink is not None and self.channel is not None:
+            taken = self._sink.write(data)
+            self.last_write = self.channel.now
+            if not taken and self.live:
+                self._lag()
 
     def deliver(self, event_id: EventId, frame: Frame, now: float) -> None:
         """Take an event from the hub, if it is for this connection to take."""
@@ -112,12 +110,6 @@ class Connection:
             self.cursor = event_id
             self.last_write = now
             if not self._sink.send(frame):
-                self._lag()
-
-    def _wrote(self, taken: bool) -> None:
-        if self.channel is not None:
-            self.last_write = self.channel.now
-            if not taken and self.live:
                 self._lag()
 
     def _lag(self) -> None:
@@ -195,9 +187,9 @@ class Connection:
                 log.info("session %s: stream reset, %s", self.session_id, page.status)
                 self._reset = page.status
                 continue
-            if page.frame is not None:
+            if page.data:
                 sink.gather()
-                self.send(page.frame)
+                self.write(page.data)
                 self.cursor = cursor = page.last
             elif expected is not None and cursor < expected:
                 await channel.settled()  # the channel is ahead of Redis: let it find out why before reading again
@@ -221,8 +213,8 @@ class Connection:
         if reason is not None:
             tip = frames.format_id(snapshot.tip).decode()
             self.write(frames.data_frame(events.encode(events.stream_reset(reason, tip, snapshot.at))))
-        for frame in snapshot.frames:  # a snapshot may be as large as what a session keeps
-            self.send(frame)
+        for part in snapshot.parts:  # a snapshot may be as large as what a session keeps
+            self.write(part)
             await sink.drained()
         self.write(frames.cursor_frame(snapshot.tip))
         return snapshot.tip
