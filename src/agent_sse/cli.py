@@ -73,11 +73,15 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 @app.command()
 def serve(
+    *,
     host: Annotated[str | None, typer.Option(help="Address to listen on (AGENT_SSE_HOST, 127.0.0.1).")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on, 0 = any (AGENT_SSE_PORT, 8000).")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that serve.")] = 1,
+    access_log: Annotated[
+        bool, typer.Option("--access-log/--no-access-log", help="Write a line for each request.")
+    ] = True,
     dev: Annotated[bool, typer.Option("--dev", help="For development: make a secret, print a URL to open.")] = False,
     end_with_input: Annotated[bool, typer.Option("--end-with-input", hidden=True)] = False,
 ) -> None:
@@ -95,7 +99,7 @@ def serve(
             _warn(line)
     if end_with_input:
         service.end_after(service.end_of_input)
-    service.run(settings, workers=workers)
+    service.run(settings, workers=workers, access_log=access_log)
 
 
 @app.command()

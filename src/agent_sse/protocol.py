@@ -1,25 +1,45 @@
-"""uvicorn's HTTP protocol; here a stream can take its connection over, and every error is JSON."""
+"""uvicorn's HTTP protocol; here a stream can take its connection over, and every error is JSON.
+
+It also bounds what uvicorn does not: how large a request's head is, how long its head and its body may take to come,
+and how many connections there are.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import random
 import socket
+import sys
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
+from agent_sse import nofile
+from agent_sse.deadlines import Deadlines
 from agent_sse.sinks import DirectSink
+
+log = logging.getLogger("agent_sse")
 
 CONNECTION = "agent_sse.connection"  # key in the ASGI scope's extensions: the request's StreamProtocol
 
-MAX_HEAD_BYTES = 64 * 1024  # request line and headers; also the trailers of a chunked body
+MAX_HEAD_BYTES = 32 * 1024  # request line and headers; also the trailers of a chunked body
+HEAD_TIMEOUT = 10.0  # s for a head to come whole: from connecting, or from its first byte on a connection kept alive
+# s from the head for the body, also one that nobody reads. The largest that is taken by default, 1 MiB, comes in that
+# time at 280 kbit/s, which a phone on a slow network still has; an answer to a permission request at 1 kbit/s. Whoever
+# reads a body bounds that first (requests.BODY_TIMEOUT); this is for the others, and for what comes after an answer.
+BODY_TIMEOUT = 30.0
+RETRY_AFTER = 5  # s, up to twice as much: when there are too many connections
+SAY_FULL = 10.0  # s at least between two log lines that say so
 
 
-def _refusal(status: str, code: str, message: str) -> bytes:
+def _refusal(status: str, code: str, message: str, *headers: str) -> bytes:
     body = json.dumps({"success": False, "message": message, "error": {"code": code}}).encode()
-    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    lines = ["content-type: application/json", "connection: close", f"content-length: {len(body)}", *headers]
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "\r\n"]).encode() + body
 
 
 _MALFORMED = _refusal(
@@ -34,6 +54,20 @@ _UPGRADE = _refusal(
     "400 Bad Request", "upgrade_refused",
     "a request with a body cannot ask for an upgrade here: send it as HTTP/1.1, without an Upgrade header",
 )  # fmt: skip
+
+
+_LATE = _refusal(
+    "408 Request Timeout", "request_timeout",
+    f"the request did not come whole in time: {HEAD_TIMEOUT:g} s for its headers, {BODY_TIMEOUT:g} s for its body; "
+    "send it again",
+)  # fmt: skip
+
+
+def _full() -> bytes:
+    return _refusal(
+        "503 Service Unavailable", "too_many_connections", "this process has no room for more connections; try again",
+        f"retry-after: {RETRY_AFTER + random.randint(0, RETRY_AFTER)}",
+    )  # fmt: skip
 
 
 class HeldHead(asyncio.Transport):
@@ -57,12 +91,44 @@ class HeldHead(asyncio.Transport):
         self._transport.close()
 
 
+class _Limits:
+    """What the connections of one server share."""
+
+    def __init__(self) -> None:
+        self.heads: Deadlines[StreamProtocol] = Deadlines(HEAD_TIMEOUT, StreamProtocol.head_expired)
+        self.bodies: Deadlines[StreamProtocol] = Deadlines(BODY_TIMEOUT, StreamProtocol.body_expired)
+        # The operating system's bound is the setting: there is no use for a lower one besides AGENT_SSE_MAX_STREAMS.
+        room = nofile.room()
+        self.room = sys.maxsize if room is None else room
+        self.waiting_room = nofile.OWN // 2 if room is None else min(nofile.OWN // 2, room // 16)
+        self._refused = 0
+        self._say_at = 0.0
+
+    def count_refused(self, now: float) -> None:
+        """Count a connection for which there is no room, and say so now and then."""
+        self._refused += 1
+        if now >= self._say_at:
+            log.warning(
+                "refused %d connections: the limit of open files leaves room for %d (ulimit -n)",
+                self._refused, self.room,
+            )  # fmt: skip
+            self._refused, self._say_at = 0, now + SAY_FULL
+
+
+_limits: WeakKeyDictionary[ServerState, _Limits] = WeakKeyDictionary()
+
+
 class StreamProtocol(HttpToolsProtocol):
     """Puts itself into ``scope["extensions"]`` (https://asgi.readthedocs.io/en/latest/extensions.html)."""
 
     _in_head = True
+    _begun = False  # something of the head has come
     _head_bytes = 0
+    _full = False  # there is no room for this connection
+    _refused = False  # what comes now is not looked at any more
     _held: HeldHead | None = None
+    _limits: _Limits
+    _running: RequestResponseCycle | None = None  # the request that is being answered; uvicorn's `cycle` is the last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Turn Nagle's algorithm off: it would hold an event back until the client has acknowledged the one before.
@@ -73,18 +139,88 @@ class StreamProtocol(HttpToolsProtocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        limits = _limits.get(self.server_state)
+        if limits is None:
+            limits = _limits[self.server_state] = _Limits()
+        self._limits = limits
+        limits.heads.add(self)
+        if len(self.connections) > limits.room:
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Refuse the connection.
+
+        Its refusal waits for the first bytes of its request: with those unread the kernel would answer a close with a
+        reset, and the client might never see it. So only some may wait.
+        """
+        limits = self._limits
+        limits.count_refused(self.loop.time())
+        self._full = True
+        if len(self.connections) > limits.room + limits.waiting_room:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._limits.heads.discard(self)
+        self._limits.bodies.discard(self)
+        running = self._running
+        if running is not None and not running.response_complete:  # uvicorn tells the last request only
+            running.disconnected = True
+            running.message_event.set()
+        super().connection_lost(exc)
+        self._let_go()
 
     def data_received(self, data: bytes) -> None:
         """Parse, with a bound on what is no body: uvicorn collects headers and trailers without one."""
+        if self._full:
+            self._refuse(_full())
+        if self._refused:
+            return
         if self._in_head:
+            self._begun = True
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_bytes > MAX_HEAD_BYTES and self._in_head:
-            self._refuse(_HEAD_TOO_LARGE)
+        # uvicorn's keep-alive timer ends with the first byte that comes, be it a line break before a request or the
+        # body of one that was answered already.
+        waiting = self._in_head and (self._begun or not self._answering())
+        if waiting and not self.transport.is_closing() and self in self.connections:  # and not a WebSocket's now
+            self._limits.heads.add(self)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(_HEAD_TOO_LARGE)
+
+    def head_expired(self) -> None:
+        """Give up a head that did not come whole in time."""
+        if self.transport.is_closing():
+            self.transport.abort()  # what waits to be sent is not being read
+        elif self._answering():
+            self.cycle.keep_alive = False
+        elif self._begun:
+            self._refuse(_LATE)
+        else:
+            self.transport.close()
+
+    def body_expired(self) -> None:
+        """Give up a body that did not come whole in time."""
+        if self.transport.is_closing():
+            self.transport.abort()
+        elif self.pipeline or self.flow.read_paused:
+            self._limits.bodies.add(self)  # it is this side that does not read
+        elif not self._answering():
+            self.transport.close()
+        elif self.cycle.response_started:
+            self.cycle.keep_alive = False
+        else:
+            self._refuse(_LATE)
+
+    def _answering(self) -> bool:
+        # uvicorn declares the cycle as always there; before the first request it is None.
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
 
     def on_message_begin(self) -> None:
         """Add the extension to the scope of each request."""
         super().on_message_begin()
+        self._begun = True
         extension: Any = self  # the specification has dictionaries here; ours is read by ourselves only
         self.scope["extensions"] = {CONNECTION: extension}
 
@@ -96,6 +232,8 @@ class StreamProtocol(HttpToolsProtocol):
         """Keep the head of the response that comes next: with :meth:`take_over` it goes out with the first bytes."""
         if not self.pipeline and self.cycle.transport is self.transport:
             self.cycle.transport = self._held = HeldHead(self.transport)
+            if self.scope["http_version"] == "1.0" and self._way_is_free():
+                self.cycle.chunked_encoding = False  # that version has no chunks; the response ends with the connection
 
     def release_head(self) -> None:
         """Send what was kept, if it has not gone out."""
@@ -104,6 +242,9 @@ class StreamProtocol(HttpToolsProtocol):
             self.cycle.transport = self.transport
             if held.data:
                 self.transport.write(held.data)
+            if self.cycle.chunked_encoding is False:  # uvicorn would want to know the response's length
+                self.cycle.disconnected = True
+                self.transport.close()
 
     def take_over(self, sink: DirectSink) -> bool:
         """Let ``sink`` have the connection for good, after the head of a response without a length was sent.
@@ -113,18 +254,13 @@ class StreamProtocol(HttpToolsProtocol):
         this one, or when the client has left.
         """
         cycle = self.cycle
-        if (
-            self.scheme == "https"
-            or self.pipeline
-            or not cycle.response_started
-            or cycle.response_complete
-            or cycle.disconnected
-            or self.transport.is_closing()
-        ):
+        if not cycle.response_started or not self._way_is_free():
             return False
         cycle.response_complete = True  # for uvicorn; and for the request's own `receive`, which tells of a disconnect
         sink.chunked = cycle.chunked_encoding is True
         self.server_state.total_requests += 1
+        self._limits.heads.discard(self)
+        self._limits.bodies.discard(self)
         siblings: set[Any] = self.connections
         siblings.discard(self)
         siblings.add(sink)  # uvicorn waits for it, and asks it for no more than `shutdown`
@@ -132,20 +268,50 @@ class StreamProtocol(HttpToolsProtocol):
         sink.held = [self._held.data] if self._held is not None else None
         sink.connection_made(self.transport)
         self.transport.set_protocol(sink)
+        self._let_go()
         return True
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _let_go(self) -> None:
+        # Without its cycles it is freed at once, and the garbage collector, which looks seldom, has nothing to find.
+        self.parser = None  # type: ignore[assignment]  # as uvicorn does when a connection is lost
+        self._held = None
+        holders: tuple[Any, ...] = (self, self.cycle, self._running)  # any of them and its scope may be None
+        for holder in holders:
+            if holder is not None and holder.scope is not None:
+                holder.scope.pop("extensions", None)
+
+    def _way_is_free(self) -> bool:
+        cycle = self.cycle
+        return not (
+            self.scheme == "https"
+            or self.pipeline
+            or cycle.response_complete
+            or cycle.disconnected
+            or self.transport.is_closing()
+        )
 
     def on_headers_complete(self) -> None:
         """Refuse an upgrade of a request with a body: the parser takes that body for the other protocol's bytes."""
-        self._in_head, self._head_bytes = False, 0
-        bodied = any(
-            name in (b"transfer-encoding", b"content-length") and value != b"0" for name, value in self.headers
-        )
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if self._refused:
+            return
+        self._limits.heads.discard(self)
+        size, bodied = len(self.url), False
+        for name, value in self.headers:
+            size += len(name) + len(value) + 4  # ": " and the line's end
+            if name in (b"transfer-encoding", b"content-length") and value != b"0":
+                bodied = True
         if size > MAX_HEAD_BYTES:  # it came in one piece
             self._refuse(_HEAD_TOO_LARGE)
         elif bodied and self.parser.should_upgrade():
             self._refuse(_UPGRADE)
         else:
+            self._in_head, self._head_bytes = False, 0
+            if bodied:
+                self._limits.bodies.add(self)
             super().on_headers_complete()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -159,13 +325,14 @@ class StreamProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body, unless the head was refused."""
-        if self.cycle:
+        if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Await the next request's head."""
-        self._in_head, self._head_bytes = True, 0
-        if self.cycle:  # there is none when the head was refused
+        if not self._refused:
+            self._in_head, self._begun, self._head_bytes = True, False, 0
+            self._limits.bodies.discard(self)
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -174,12 +341,17 @@ class StreamProtocol(HttpToolsProtocol):
 
     def _refuse(self, response: bytes) -> None:
         """Send a refusal and close; never as the answer to a request before it, nor into one that has begun."""
-        # uvicorn declares the cycle as always there; before the first request it is None.
-        handled = bool(self.cycle) and not self.cycle.response_complete
+        self._refused = True
+        handled = self._answering()
         if handled and self._in_head and not self.cycle.response_started:
             self.cycle.keep_alive = False  # closes when that one, which came whole, is answered
             self.flow.pause_reading()
             return
-        if not (handled and self.cycle.response_started):
+        if not (handled and (self.cycle.response_started or self.pipeline)):
             self.transport.write(response)
+        if handled:  # and nobody writes another response behind it
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
+        self._limits.heads.discard(self)
+        self._limits.heads.add(self)  # until it has taken that

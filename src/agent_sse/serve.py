@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from agent_sse import nofile
 from agent_sse.auth import TokenVerifier, encode_token, make_secret
 from agent_sse.backend import Backend
 from agent_sse.errors import ConfigurationError
@@ -32,38 +34,68 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 GRACE = 5  # s; the streams end at once on SIGTERM, so this is for answers that are being written
+# s: idle before the kernel asks whether the client is still there, between two questions, and how many go unanswered.
+# For connections with nothing on its way, such as a stream with a long heartbeat; a stream that has something to send
+# ends by AGENT_SSE_SEND_TIMEOUT.
+KEEPALIVE = (60, 15, 4)
+GC_THRESHOLDS = (10_000, 20, 50)
 DEV_SECRET = "dev-secret"  # noqa: S105 - the file's name
 DEV_SESSION = "dev"
 DEV_TOKEN_SECONDS = 24 * 3600.0
 
+log = logging.getLogger("agent_sse")
 
-def run(settings: Settings, *, workers: int = 1) -> None:
+
+def run(settings: Settings, *, workers: int = 1, access_log: bool = True) -> None:
     """Serve until SIGTERM or SIGINT, then return: a service that was told to stop ends with status 0.
 
+    ``access_log`` writes a line for each request.
     Raises :class:`ConfigurationError` for what can be found out before serving, SystemExit(1) when starting fails.
     """
     check(settings)
+    nofile.raise_limit()  # workers inherit it
     # uvicorn raises the signal again once it has ended; with the default handler that would be a death by signal, which
     # Docker and systemd report as a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(
         "agent_sse.serve:create_app", factory=True, host=settings.host, port=settings.port, workers=workers,
         http="agent_sse.protocol:StreamProtocol", ws="none", lifespan="on", server_header=False,
-        timeout_graceful_shutdown=GRACE, log_config=log_config(),
+        timeout_graceful_shutdown=GRACE, log_config=log_config(), access_log=access_log,
     )  # fmt: skip
+    if (shortage := nofile.shortage(settings.max_streams)) is not None:
+        log.warning(shortage)
     try:
         if workers > 1:
             _run_workers(config)
         else:
-            uvicorn.Server(config).run()
+            _Server(config).run()
     except KeyboardInterrupt:
         pass  # SIGINT, raised again by uvicorn after a clean end
     except SystemExit as end:
         raise SystemExit(1 if end.code == STARTUP_FAILURE else end.code) from None
 
 
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                keep_alive(listener)
+
+
+def keep_alive(listener: socket.socket) -> None:
+    """Let the kernel find clients that vanished without a word; what is accepted inherits it from the listener."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # macOS has its own name for the first, and all three are asked for where they are known only.
+    names = ("TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+    for name, value in zip(names, KEEPALIVE, strict=True):
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def _run_workers(config: uvicorn.Config) -> None:
     listener = config.bind_socket()
+    keep_alive(listener)
     listener.listen(config.backlog)  # clients wait for the first worker, instead of being refused
     supervisor = Multiprocess(config, sockets=[listener])
     supervisor.run()
@@ -78,7 +110,16 @@ def create_app() -> FastAPI:
     parent = multiprocessing.parent_process()
     if parent is not None:
         end_after(parent.join)
-    return app.create_app()
+    made = app.create_app()
+    settle_memory()
+    return made
+
+
+def settle_memory() -> None:
+    """Have the garbage collector look seldom, and never at what stays: a stream that ends leaves no cycles behind."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def end_after(wait: Callable[[], object]) -> None:

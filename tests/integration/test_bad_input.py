@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from agent_sse import SimpleNotifier, requests
 from agent_sse.keys import SESSION_ID
+from agent_sse.protocol import StreamProtocol
 from harness import DEADLINE, PREFIX, Served, Stream, Valkey, bearer, make_settings, make_token, serve, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -343,8 +344,8 @@ async def test_what_is_not_http_is_refused_in_json(place: Place, data: bytes) ->
 
 
 HEADS = {
-    "URL": head("GET", f"{PREFIX}/health/{'a' * 70_000}"),
-    "one header": head("GET", f"{PREFIX}/health/{SESSION}", f"X-A: {'a' * 70_000}"),
+    "URL": head("GET", f"{PREFIX}/health/{'a' * 35_000}"),
+    "one header": head("GET", f"{PREFIX}/health/{SESSION}", f"X-A: {'a' * 35_000}"),
     "many headers": head("GET", f"{PREFIX}/health/{SESSION}", *(f"X-{i}: a" for i in range(10_000))),
     "headers without an end": head("GET", f"{PREFIX}/health/{SESSION}", *(f"X-{i}: a" for i in range(10_000)))[:-2],
 }
@@ -400,8 +401,11 @@ async def test_upgrade_with_a_body_is_refused(place: Place) -> None:
     assert 200 == (await exchange(place.served, head("GET", f"{PREFIX}/health/{SESSION}", *upgrade))).status
 
 
-async def test_garbage_behind_an_open_stream_ends_it_without_a_word(place: Place) -> None:
-    """Bytes that are no HTTP on a stream's connection do not put a second response into the stream."""
+async def test_garbage_behind_a_stream_that_is_http_ends_it_without_a_word(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that are no HTTP do not put a second response into a stream that has not taken its connection over."""
+    monkeypatch.setattr(StreamProtocol, "take_over", lambda *_: False)
     stream = await Stream(place.served.events(SESSION, make_token(SESSION))).open()
     await stream.primed()
     assert stream._writer is not None
@@ -515,7 +519,7 @@ async def test_empty_cursor_is_none(place: Place, query: str) -> None:
 
 WRONG_HEADERS: dict[str, list[str | bytes]] = {
     "bytes": [b"Authorization: Bearer \xff\xfe\xc3\xa9"],
-    "long": ["Authorization: Bearer " + "a" * 60_000],
+    "long": ["Authorization: Bearer " + "a" * 30_000],
     "empty": ["Authorization:"],
     "no token": ["Authorization: Bearer"],
     "another scheme": ["Authorization: Basic YWxpY2U6cHc="],
@@ -550,7 +554,7 @@ async def test_good_token_twice_is_401(place: Place) -> None:
 @pytest.mark.parametrize(
     "lines",
     [
-        ["Origin: \xff://"], ["Accept: \xff"], ["Accept: application/x-nothing"], ["Cookie: " + "a" * 50_000],
+        ["Origin: \xff://"], ["Accept: \xff"], ["Accept: application/x-nothing"], ["Cookie: " + "a" * 30_000],
         ["X-A: b"] * 1000, ["Content-Type: text/event-stream; charset=\xff"], ["Host: evil", "Host: other"],
         ["Range: bytes=0-1"], ["If-None-Match: *"], ["X-Forwarded-For: " + "1," * 5000], ["Accept-Encoding: gzip, br"],
     ],
@@ -590,7 +594,7 @@ async def test_unknown_path_is_404_in_json(place: Place, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["token=", "token=a&token=b", "token=%00", "token=%ff", "token=" + "a" * 50_000, "token", "&&;=&token=%"]
+    "query", ["token=", "token=a&token=b", "token=%00", "token=%ff", "token=" + "a" * 30_000, "token", "&&;=&token=%"]
 )
 async def test_bad_token_in_the_query_is_401(place: Place, query: str) -> None:
     """A query token that is none is 401 on the stream, and on every other endpoint even beside a good header."""

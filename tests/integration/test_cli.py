@@ -187,6 +187,23 @@ async def test_serve_ends_with_status_0_when_told_to(valkey: Valkey, number: int
         assert "Traceback" not in service.output
 
 
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")])
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_serve_writes_a_line_for_each_request_if_wanted(
+    valkey: Valkey, workers: tuple[str, ...], wanted: bool
+) -> None:
+    """`--no-access-log` leaves these lines out and no others; without a word they are there."""
+    arguments = workers if wanted else (*workers, "--no-access-log")
+    async with (
+        ServiceProcess({"AGENT_SSE_REDIS_URL": valkey.url}, arguments=arguments) as service,
+        Stream(service.served.events("s1", make_token("s1"))) as stream,
+    ):
+        await stream.primed()
+        assert 0 == await service.stop()
+    assert wanted == (f'"GET {PREFIX}/events/s1' in service.output)
+    assert "Application shutdown complete" in service.output
+
+
 async def test_serve_keeps_embedded_data_and_leaves_nothing_running(folder: Path) -> None:
     """Without a Redis URL the events survive a restart, and the embedded Valkey goes with the service."""
     settings = {"AGENT_SSE_STATE_DIR": str(folder)}

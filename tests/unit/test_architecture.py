@@ -21,7 +21,7 @@ ROOT = "agent_sse"
 ROOMS: tuple[frozenset[str], ...] = tuple(
     frozenset(room.split())
     for room in (
-        "errors frames settings terminal access_log scripts shutdown jwt_text token_cache wheel",
+        "errors frames settings terminal access_log scripts shutdown jwt_text token_cache wheel deadlines nofile",
         "keys events sinks state_dir watch_view wire",
         "servers",
         "backend embedded protocol jwt_claims jwt_keys requests",
@@ -42,10 +42,12 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
 # Modules that could be lifted into another project as they are: nothing of the package but what stands here.
 PURE = {
     "access_log": frozenset[str](),
+    "deadlines": frozenset[str](),
     "errors": frozenset[str](),
     "events": frozenset({"errors"}),
     "frames": frozenset[str](),
     "keys": frozenset({"errors"}),
+    "nofile": frozenset[str](),
     "settings": frozenset[str](),
     "sinks": frozenset({"frames"}),
     "wheel": frozenset[str](),
