@@ -107,6 +107,8 @@ def main(argv: Sequence[str]) -> int:
         folder.chmod(0o755)
         lab = Lab(compile_load(folder), folder, sizes, stack, {})
         rounds, failures = run(lab, options.only, peers, options.rounds)
+    if not options.smoke and machine.tree() != hardware["commit"]:
+        failures.append("the package was changed during the run: these figures belong to no one commit")
     found = report.medians(rounds)
     if not found:
         print(*failures, sep="\n")

@@ -17,9 +17,11 @@ def install(*packages: str) -> bool:
         return False
     print(f"installing {' '.join(packages)} …", flush=True)
     env = environment(DEBIAN_FRONTEND="noninteractive")
+    worked = False
     for command in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", *packages]):
         try:
             done = subprocess.run(["apt-get", *command], env=env, capture_output=True, timeout=TIMEOUT, check=False)
         except subprocess.TimeoutExpired:
             return False
-    return done.returncode == 0
+        worked = done.returncode == 0
+    return worked

@@ -24,8 +24,15 @@ def describe() -> dict[str, str]:
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "load_before": f"{os.getloadavg()[0]:.2f}",
-        "commit": _first(["git", "rev-parse", "--short", "HEAD"], r"[0-9a-f]+"),
+        "commit": tree(),
     }
+
+
+def tree() -> str:
+    """Return the commit that is measured, and whether the package differs from it."""
+    commit = _first(["git", "rev-parse", "--short", "HEAD"], r"[0-9a-f]+")
+    changed = _first(["git", "status", "--porcelain", "--", "src"], r"\S")
+    return commit if changed == "–" else f"{commit} with changes"
 
 
 def versions() -> dict[str, str]:
