@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 EventId = tuple[int, int]
 ZERO: EventId = (0, 0)
@@ -26,16 +25,22 @@ def parse_id(text: bytes) -> EventId | None:
     return (ms, seq) if ms <= _MAX and seq <= _MAX else None
 
 
+def read_id(text: bytes) -> EventId | None:
+    """Parse an id that Redis wrote, at half the cost of :func:`parse_id`; None for what can be none."""
+    ms, _, seq = text.partition(b"-")
+    try:
+        return int(ms), int(seq)
+    except ValueError:
+        return None
+
+
 def format_id(event_id: EventId) -> bytes:
     """Return ``b"<ms>-<seq>"``."""
     return b"%d-%d" % event_id
 
 
-class Frame(NamedTuple):
-    """Bytes for many streams, encoded once: as they are, and as one chunk of a chunked HTTP/1.1 response."""
-
-    data: bytes
-    chunk: bytes
+# Bytes for many streams, encoded once: as they are, and as one chunk of a chunked HTTP/1.1 response.
+Frame = tuple[bytes, bytes]
 
 
 def chunk(data: bytes) -> bytes:
@@ -48,7 +53,7 @@ def chunk(data: bytes) -> bytes:
 
 def encoded(data: bytes) -> Frame:
     """Return ``data`` in both forms."""
-    return Frame(data, chunk(data))
+    return data, b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def event_frame(event_id: bytes, payload: bytes) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 from agent_sse import frames
 from agent_sse.channel import PAGE_EVENTS, RESET_REASONS, Channel, Counters
 from agent_sse.errors import ApiError, RedisRefused, RedisUnavailable
-from agent_sse.frames import ZERO, EventId, parse_id
+from agent_sse.frames import ZERO, EventId, read_id
 from agent_sse.pubsub import Subscriber
 from agent_sse.readiness import Probe
 from agent_sse.settings import Settings
@@ -214,9 +214,9 @@ class Hub:
             return
         head, _, rest = data.partition(b" ")
         before, _, payload = rest.partition(b" ")
-        event_id = parse_id(head)
+        event_id = read_id(head)
         # Most messages continue the one before: then `before` is known without reading it.
-        prev = channel.tip if before == channel.raw_tip else parse_id(before)
+        prev = channel.tip if before == channel.raw_tip else read_id(before)
         if event_id is None or prev is None:
             log.warning("session %s: a message that is none of ours on its channel", channel.session_id)
             return
@@ -282,7 +282,7 @@ class Hub:
             self._reset(channel, RESET_REASONS[page.status], page.tip)
             return True
         for raw_id, payload in zip(page.ids, page.payloads, strict=True):
-            tip = parse_id(raw_id) or ZERO
+            tip = read_id(raw_id) or ZERO
             self._fan_out(channel, tip, raw_id, payload)
         # What was announced while reading is in the Stream by now: read again. An announcement from before the
         # reading that the Stream does not know came from a server that is no longer the primary.

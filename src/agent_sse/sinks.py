@@ -93,7 +93,7 @@ class DirectSink(asyncio.Protocol):
     def send(self, frame: Frame) -> bool:
         """Write a frame; False when more than the bound waits."""
         if self.held is not None or self._finished:
-            return self._put(frame.chunk if self.chunked else frame.data)
+            return self._put(frame[1] if self.chunked else frame[0])
         # The whole service spends most of its time from here on: as few steps as can be.
         data = frame[1] if self.chunked else frame[0]
         self._taken += len(data)
@@ -232,7 +232,7 @@ class AsgiSink:
 
     def send(self, frame: Frame) -> bool:
         """Queue a frame; the server does the transfer coding itself."""
-        return self.write(frame.data)
+        return self.write(frame[0])
 
     def gather(self) -> None:
         """Do nothing: :meth:`run` sends all that is queued at a time."""

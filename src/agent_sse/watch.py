@@ -81,7 +81,7 @@ class EventSink:
 
     def send(self, frame: Frame) -> bool:
         """Take a whole frame."""
-        return self.write(frame.data)
+        return self.write(frame[0])
 
     def gather(self) -> None:
         """Do nothing: it writes nowhere."""
