@@ -60,8 +60,8 @@ class DirectSink(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_bound", "_closed", "_finished", "_limit", "_on_lost", "_over", "_stuck_at", "_stuck_since", "_taken",
-        "_waiter", "chunked", "held", "siblings", "transport",
+        "_bound", "_closed", "_finished", "_gathered", "_limit", "_on_lost", "_over", "_stuck_at", "_stuck_since",
+        "_taken", "_waiter", "chunked", "held", "siblings", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport  # set by connection_made; the HTTP server looks at it while it shuts down
@@ -76,6 +76,7 @@ class DirectSink(asyncio.Protocol):
         self._over = False
         self._finished = False
         self._taken = 0  # bytes so far
+        self._gathered = 0  # of them in `held`
         self._stuck_at = -1  # how many of them had left when the client was last seen not to take any
         self._stuck_since = 0.0
         self._waiter: asyncio.Future[None] | None = None
@@ -108,6 +109,9 @@ class DirectSink(asyncio.Protocol):
             self.transport.write(data)  # may call pause_writing
             return not self._over
         self.held.append(data)
+        self._gathered += len(data)
+        if self._gathered > self._bound:
+            self._release()  # a step of the loop has no bound of its own
         return not self._over
 
     def gather(self) -> None:
@@ -118,6 +122,7 @@ class DirectSink(asyncio.Protocol):
 
     def _release(self) -> None:
         held, self.held = self.held, None
+        self._gathered = 0
         if held and not self.transport.is_closing():
             self.transport.write(b"".join(held))
 
