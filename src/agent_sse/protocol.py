@@ -12,6 +12,8 @@ import logging
 import random
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -71,10 +73,11 @@ def _full() -> bytes:
 
 
 class HeldHead(asyncio.Transport):
-    """Stands in for a transport while uvicorn writes the head of a response."""
+    """Stands in for the transport of ``cycle``, a request, while uvicorn writes the head of its response."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
         self.data = b""
+        self.cycle = cycle
         self._transport = transport
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -231,19 +234,19 @@ class StreamProtocol(HttpToolsProtocol):
     def hold_head(self) -> None:
         """Keep the head of the response that comes next: with :meth:`take_over` it goes out with the first bytes."""
         if not self.pipeline and self.cycle.transport is self.transport:
-            self.cycle.transport = self._held = HeldHead(self.transport)
-            if self.scope["http_version"] == "1.0" and self._way_is_free():
+            self.cycle.transport = self._held = HeldHead(self.transport, self.cycle)
+            if self.scope["http_version"] == "1.0" and self._way_is_free(self.cycle):
                 self.cycle.chunked_encoding = False  # that version has no chunks; the response ends with the connection
 
     def release_head(self) -> None:
         """Send what was kept, if it has not gone out."""
         held, self._held = self._held, None
         if held is not None:
-            self.cycle.transport = self.transport
+            held.cycle.transport = self.transport  # not `self.cycle`: a later request may have come
             if held.data:
                 self.transport.write(held.data)
-            if self.cycle.chunked_encoding is False:  # uvicorn would want to know the response's length
-                self.cycle.disconnected = True
+            if held.cycle.chunked_encoding is False:  # uvicorn would want to know the response's length
+                held.cycle.disconnected = True
                 self.transport.close()
 
     def take_over(self, sink: DirectSink) -> bool:
@@ -251,12 +254,15 @@ class StreamProtocol(HttpToolsProtocol):
 
         HTTP is over here then, as after an upgrade to WebSocket: uvicorn forgets the request, which may return. False
         when the way is not free: under TLS, when a middleware has held the head back, when a request is queued behind
-        this one, or when the client has left.
+        this one, when a middleware encodes the body, or when the client has left.
         """
-        cycle = self.cycle
-        if not cycle.response_started or not self._way_is_free():
+        held = self._held
+        if held is None or b"\r\ncontent-encoding: " in held.data:
             return False
-        cycle.response_complete = True  # for uvicorn; and for the request's own `receive`, which tells of a disconnect
+        cycle = held.cycle
+        if not cycle.response_started or not self._way_is_free(cycle):
+            return False
+        cycle.response_complete = True  # the request may return now; see `going_on` for one that does not
         sink.chunked = cycle.chunked_encoding is True
         self.server_state.total_requests += 1
         self._limits.heads.discard(self)
@@ -265,11 +271,24 @@ class StreamProtocol(HttpToolsProtocol):
         siblings.discard(self)
         siblings.add(sink)  # uvicorn waits for it, and asks it for no more than `shutdown`
         sink.siblings = siblings
-        sink.held = [self._held.data] if self._held is not None else None
+        sink.held = [held.data]
+        cycle.transport = self.transport
+        self.flow.resume_reading()  # paused when the request has a large body: then nobody would see the client leave
+        self.transport.set_protocol(sink)  # first: setting the bound may pause whoever has the connection
         sink.connection_made(self.transport)
-        self.transport.set_protocol(sink)
         self._let_go()
         return True
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Let the request of a connection that was taken over last as long: `receive` tells of its end, not before."""
+        cycle = self.cycle
+        cycle.response_complete = False
+        try:
+            yield
+        finally:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
@@ -284,8 +303,7 @@ class StreamProtocol(HttpToolsProtocol):
             if holder is not None and holder.scope is not None:
                 holder.scope.pop("extensions", None)
 
-    def _way_is_free(self) -> bool:
-        cycle = self.cycle
+    def _way_is_free(self, cycle: RequestResponseCycle) -> bool:
         return not (
             self.scheme == "https"
             or self.pipeline

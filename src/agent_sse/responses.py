@@ -83,10 +83,12 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the stream until the client leaves, the token expires, or the service ends it."""
+        server = scope.get("extensions", {}).get(CONNECTION)
         sink = await self.open(scope, receive, send)
         if sink is not None:
             try:
-                await sink.closed()
+                with server.going_on():
+                    await sink.closed()
             except BaseException:
                 sink.abort()  # the server gives up waiting
                 raise

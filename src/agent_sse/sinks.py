@@ -110,7 +110,7 @@ class DirectSink(asyncio.Protocol):
             return not self._over
         self.held.append(data)
         self._gathered += len(data)
-        if self._gathered > self._bound:
+        if self._gathered + self.transport.get_write_buffer_size() > self._bound:
             self._release()  # a step of the loop has no bound of its own
         return not self._over
 
