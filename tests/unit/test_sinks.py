@@ -161,8 +161,8 @@ def test_writer_that_heeds_the_answers_holds_the_bound_and_loses_nothing(sizes: 
         for n, frame in enumerate(frames):
             if n % 5 == 4:
                 sink.gather()
-            going_on = sink.write(frame.data) if n % 3 == 0 else sink.send(frame)
-            assert len(pipe.buffer) <= BOUND + max(len(f.chunk) for f in frames) + len(HEAD)
+            going_on = sink.write(frame[0]) if n % 3 == 0 else sink.send(frame)
+            assert len(pipe.buffer) <= BOUND + max(len(f[1]) for f in frames) + len(HEAD)
             if not going_on:
                 drained = asyncio.ensure_future(sink.drained())
                 while not drained.done():
@@ -175,7 +175,7 @@ def test_writer_that_heeds_the_answers_holds_the_bound_and_loses_nothing(sizes: 
         sink.finish()
         pipe.take(10**6)
         assert pipe.sent.startswith(HEAD)
-        assert (b"".join(frame.data for frame in frames), True) == unchunked(pipe.sent.removeprefix(HEAD))
+        assert (b"".join(frame[0] for frame in frames), True) == unchunked(pipe.sent.removeprefix(HEAD))
 
     asyncio.run(run())
 
@@ -327,7 +327,7 @@ def test_bound_holds_on_real_connections(loop: Callable[[], asyncio.AbstractEven
             await reading
         far.close()
         assert (b"x" * 10**6, True) == unchunked(bytes(got).removeprefix(HEAD))
-        assert most <= 20_000 + len(frame.chunk) + len(HEAD)
+        assert most <= 20_000 + len(frame[1]) + len(HEAD)
         assert stops > 1
 
     with asyncio.Runner(loop_factory=loop) as runner:
