@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 from collections.abc import AsyncIterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent_sse import SimpleNotifier
-from harness import Follower, ServiceProcess, Valkey, make_settings, make_token, serve, services_of, until
+from harness import Follower, ServiceProcess, Stream, Valkey, make_settings, make_token, serve, services_of, until
 
 pytestmark = pytest.mark.usefixtures("sink")
 
@@ -70,6 +71,58 @@ async def test_no_loss_while_the_client_disconnects(valkey: Valkey, notifier: Si
         await follower.until(lambda: follower.connects > done)
         assert_complete(follower, published)
         assert (EVENTS, 20, 21) == (len(published), done, follower.connects)
+
+
+async def test_no_loss_under_load(valkey: Valkey, notifier: SimpleNotifier) -> None:
+    """1,000 events of 8 tasks and two publishers, while 24 clients are cut again and again and 2 do not read: each
+    client has every id once, in order, and each task's events in the order of its calls.
+    """
+    tasks = 8
+    choose = random.Random(3)
+    settings = make_settings(valkey.url, stream_buffer_bytes=16 * 1024, heartbeat_interval=0.2)
+    async with contextlib.AsyncExitStack() as stack:
+        other = await stack.enter_async_context(SimpleNotifier.from_url(valkey.url))
+        served = await stack.enter_async_context(serve(settings))
+        url = served.events(SESSION, make_token(SESSION))
+        followers = [await stack.enter_async_context(Follower(lambda: url)) for _ in range(24)]
+        lazy = [Stream(url, receive_buffer=4096) for _ in range(2)]
+        for stream in lazy:
+            stack.push_async_callback(stream.close)
+            await stream.open(read=False)
+
+        async def publish_alone(task: int) -> list[str]:
+            by = (notifier, other)[task % 2]
+            return [
+                await by.tool_status(
+                    SESSION, "count", "executing", tool_call_id=str(task), parameters={"n": n, "x": "x" * 2000}
+                )
+                for n in range(EVENTS // tasks)
+            ]
+
+        publishing = [asyncio.create_task(publish_alone(task)) for task in range(tasks)]
+        cuts = 0
+        while not all(task.done() for task in publishing):
+            follower = choose.choice(followers)
+            if follower.stream is not None and not follower.stream.ended:
+                follower.cut()
+                cuts += 1
+            news = len(followers[0].events)
+            await followers[0].until(
+                lambda news=news: len(followers[0].events) > news or all(task.done() for task in publishing)
+            )
+        published = await asyncio.gather(*publishing)
+        entries = [event_id for event_id, _ in await valkey.entries(SESSION)]
+        assert EVENTS == len(entries)
+        for stream in lazy:
+            stream.read()
+            await until(lambda stream=stream: stream.last_id == entries[-1], what="the lazy ones' catching up")
+            assert entries == [event.id for event in stream.records if event.id is not None and event.data is not None]
+        for follower in followers:
+            await follower.until_id(entries[-1])
+            assert (entries, []) == (follower.ids, follower.types("stream_reset"))
+        for ids in published:
+            assert ids == [event_id for event_id in entries if event_id in set(ids)]
+        assert cuts > 20
 
 
 @pytest.mark.usefixtures("no_ticks")
