@@ -447,6 +447,30 @@ async def test_slow_client_lags_and_catches_up(valkey: Valkey, notifier: SimpleN
         await slow.close()
 
 
+@pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half closed"])
+async def test_client_that_stalls_while_it_catches_up_is_let_go(
+    valkey: Valkey, notifier: SimpleNotifier, sink: str, half_closed: bool
+) -> None:
+    """A client that asks for everything and takes nothing loses its place; that it says goodbye does not keep it."""
+    for _ in range(100):
+        await notifier.tool_result(S, "t", "x" * 50_000)
+    settings = make_settings(valkey.url, stream_buffer_bytes=32 * 1024, send_timeout=0.3, heartbeat_interval=0.2)
+    async with serve(settings) as served:
+        narrow(served)
+        hub = hub_of(served)
+        async with connected(served, receive_buffer=4096) as stuck:
+            assert stuck._writer is not None
+            stuck._writer.transport.pause_reading()
+            send(stuck, request(target(served) + "&last_event_id=0-0"))
+            await until(lambda: connections(hub), what="the stream")
+            (connection,) = connections(hub)
+            if half_closed:
+                stuck._writer.write_eof()
+            await until(lambda: hub.open_streams == 0, what="the place")
+            assert (1, False) == (hub.counters.stalls, connection.live)
+            assert connection._task is None
+
+
 # -- leaving ----------------------------------------------------------------------------------------------------------
 
 
