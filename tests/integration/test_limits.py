@@ -624,7 +624,7 @@ async def test_streams_leave_no_garbage_to_collect(
     """What a stream was made of is freed when it ends: nothing of it waits for the collector, which runs seldom."""
     if not free:
         monkeypatch.setattr(StreamProtocol, "take_over", lambda *_: False)
-    async with serve(make_settings(valkey.url), direct=direct) as served:
+    async with serve(make_settings(valkey.url, heartbeat_interval=SHORT), direct=direct) as served:
         hub = served.app.state.agent_sse.hub
 
         async def visit(session: str) -> None:
@@ -639,6 +639,7 @@ async def test_streams_leave_no_garbage_to_collect(
         try:
             for number in range(30):
                 await visit(f"s{number % 3}")
+            await until(lambda: not hub._visits._slots, what="the wheel's passing over the streams that are gone")
             gc.collect()
             names = [type(thing).__name__ for thing in gc.garbage]
             assert {} == {name: names.count(name) for name in OF_A_STREAM if name in names}
