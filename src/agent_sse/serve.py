@@ -38,8 +38,8 @@ GRACE = 5  # s; the streams end at once on SIGTERM, so this is for answers that 
 # For connections with nothing on its way, such as a stream with a long heartbeat; a stream that has something to send
 # ends by AGENT_SSE_SEND_TIMEOUT.
 KEEPALIVE = (60, 15, 4)
-# The first is 700 by default. In a storm of 5,000 reconnects the collector took 8 to 10 % of the CPU time and paused for
-# up to 160 ms; so it takes 2 to 3 % and 4 to 40 ms. Larger ones save 1 % more, with pauses twice as long.
+# The first is 700 by default: in a storm of 5,000 reconnects the collector took 8 to 10 % of the CPU time, and paused
+# for up to 160 ms. So it takes 2 to 3 % and 4 to 40 ms; larger ones save 1 % more, with pauses twice as long.
 GC_THRESHOLDS = (10_000, 10, 10)
 DEV_SECRET = "dev-secret"  # noqa: S105 - the file's name
 DEV_SESSION = "dev"

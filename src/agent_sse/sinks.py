@@ -192,6 +192,7 @@ class DirectSink(asyncio.Protocol):
         self.siblings.discard(self)
         self.resume_writing()
         self._on_lost()
+        del self._on_lost  # who writes here knows this sink: a cycle that only the garbage collector would part
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
 
