@@ -7,11 +7,7 @@ and how many connections there are.
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import random
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,56 +16,10 @@ from weakref import WeakKeyDictionary
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from agent_sse import nofile
-from agent_sse.deadlines import Deadlines
+from agent_sse import limits
 from agent_sse.sinks import DirectSink
 
-log = logging.getLogger("agent_sse")
-
 CONNECTION = "agent_sse.connection"  # key in the ASGI scope's extensions: the request's StreamProtocol
-
-MAX_HEAD_BYTES = 32 * 1024  # request line and headers; also the trailers of a chunked body
-HEAD_TIMEOUT = 10.0  # s for a head to come whole: from connecting, or from its first byte on a connection kept alive
-# s from the head for the body, also one that nobody reads. The largest that is taken by default, 1 MiB, comes in that
-# time at 280 kbit/s, which a phone on a slow network still has; an answer to a permission request at 1 kbit/s. Whoever
-# reads a body bounds that first (requests.BODY_TIMEOUT); this is for the others, and for what comes after an answer.
-BODY_TIMEOUT = 30.0
-RETRY_AFTER = 5  # s, up to twice as much: when there are too many connections
-SAY_FULL = 10.0  # s at least between two log lines that say so
-
-
-def _refusal(status: str, code: str, message: str, *headers: str) -> bytes:
-    body = json.dumps({"success": False, "message": message, "error": {"code": code}}).encode()
-    lines = ["content-type: application/json", "connection: close", f"content-length: {len(body)}", *headers]
-    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "\r\n"]).encode() + body
-
-
-_MALFORMED = _refusal(
-    "400 Bad Request", "malformed_request",
-    "this is not an HTTP/1.1 request: check its request line, its headers and its body's framing",
-)  # fmt: skip
-_HEAD_TOO_LARGE = _refusal(
-    "431 Request Header Fields Too Large", "headers_too_large",
-    f"request line and headers are larger than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones",
-)  # fmt: skip
-_UPGRADE = _refusal(
-    "400 Bad Request", "upgrade_refused",
-    "a request with a body cannot ask for an upgrade here: send it as HTTP/1.1, without an Upgrade header",
-)  # fmt: skip
-
-
-_LATE = _refusal(
-    "408 Request Timeout", "request_timeout",
-    f"the request did not come whole in time: {HEAD_TIMEOUT:g} s for its headers, {BODY_TIMEOUT:g} s for its body; "
-    "send it again",
-)  # fmt: skip
-
-
-def _full() -> bytes:
-    return _refusal(
-        "503 Service Unavailable", "too_many_connections", "this process has no room for more connections; try again",
-        f"retry-after: {RETRY_AFTER + random.randint(0, RETRY_AFTER)}",
-    )  # fmt: skip
 
 
 class HeldHead(asyncio.Transport):
@@ -94,31 +44,7 @@ class HeldHead(asyncio.Transport):
         self._transport.close()
 
 
-class _Limits:
-    """What the connections of one server share."""
-
-    def __init__(self) -> None:
-        self.heads: Deadlines[StreamProtocol] = Deadlines(HEAD_TIMEOUT, StreamProtocol.head_expired)
-        self.bodies: Deadlines[StreamProtocol] = Deadlines(BODY_TIMEOUT, StreamProtocol.body_expired)
-        # The operating system's bound is the setting: there is no use for a lower one besides AGENT_SSE_MAX_STREAMS.
-        room = nofile.room()
-        self.room = sys.maxsize if room is None else room
-        self.waiting_room = nofile.OWN // 2 if room is None else min(nofile.OWN // 2, room // 16)
-        self._refused = 0
-        self._say_at = 0.0
-
-    def count_refused(self, now: float) -> None:
-        """Count a connection for which there is no room, and say so now and then."""
-        self._refused += 1
-        if now >= self._say_at:
-            log.warning(
-                "refused %d connections: the limit of open files leaves room for %d (ulimit -n)",
-                self._refused, self.room,
-            )  # fmt: skip
-            self._refused, self._say_at = 0, now + SAY_FULL
-
-
-_limits: WeakKeyDictionary[ServerState, _Limits] = WeakKeyDictionary()
+_shared: WeakKeyDictionary[ServerState, limits.Limits[StreamProtocol]] = WeakKeyDictionary()
 
 
 class StreamProtocol(HttpToolsProtocol):
@@ -130,7 +56,7 @@ class StreamProtocol(HttpToolsProtocol):
     _full = False  # there is no room for this connection
     _refused = False  # what comes now is not looked at any more
     _held: HeldHead | None = None
-    _limits: _Limits
+    _limits: limits.Limits[StreamProtocol]
     _running: RequestResponseCycle | None = None  # the request that is being answered; uvicorn's `cycle` is the last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -142,12 +68,13 @@ class StreamProtocol(HttpToolsProtocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        limits = _limits.get(self.server_state)
-        if limits is None:
-            limits = _limits[self.server_state] = _Limits()
-        self._limits = limits
-        limits.heads.add(self)
-        if len(self.connections) > limits.room:
+        shared = _shared.get(self.server_state)
+        if shared is None:
+            shared = limits.Limits(StreamProtocol.head_expired, StreamProtocol.body_expired)
+            _shared[self.server_state] = shared
+        self._limits = shared
+        shared.heads.add(self)
+        if len(self.connections) > shared.room:
             self._turn_away()
 
     def _turn_away(self) -> None:
@@ -156,10 +83,9 @@ class StreamProtocol(HttpToolsProtocol):
         Its refusal waits for the first bytes of its request: with those unread the kernel would answer a close with a
         reset, and the client might never see it. So only some may wait.
         """
-        limits = self._limits
-        limits.count_refused(self.loop.time())
+        self._limits.count_refused(self.loop.time())
         self._full = True
-        if len(self.connections) > limits.room + limits.waiting_room:
+        if len(self.connections) > self._limits.room + self._limits.waiting_room:
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -176,7 +102,7 @@ class StreamProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse, with a bound on what is no body: uvicorn collects headers and trailers without one."""
         if self._full:
-            self._refuse(_full())
+            self._refuse(limits.full())
         if self._refused:
             return
         if self._in_head:
@@ -188,8 +114,8 @@ class StreamProtocol(HttpToolsProtocol):
         waiting = self._in_head and (self._begun or not self._answering())
         if waiting and not self.transport.is_closing() and self in self.connections:  # and not a WebSocket's now
             self._limits.heads.add(self)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(_HEAD_TOO_LARGE)
+            if self._head_bytes > limits.MAX_HEAD_BYTES:
+                self._refuse(limits.HEAD_TOO_LARGE)
 
     def head_expired(self) -> None:
         """Give up a head that did not come whole in time."""
@@ -198,7 +124,7 @@ class StreamProtocol(HttpToolsProtocol):
         elif self._answering():
             self.cycle.keep_alive = False
         elif self._begun:
-            self._refuse(_LATE)
+            self._refuse(limits.LATE)
         else:
             self.transport.close()
 
@@ -213,7 +139,7 @@ class StreamProtocol(HttpToolsProtocol):
         elif self.cycle.response_started:
             self.cycle.keep_alive = False
         else:
-            self._refuse(_LATE)
+            self._refuse(limits.LATE)
 
     def _answering(self) -> bool:
         # uvicorn declares the cycle as always there; before the first request it is None.
@@ -322,10 +248,10 @@ class StreamProtocol(HttpToolsProtocol):
             size += len(name) + len(value) + 4  # ": " and the line's end
             if name in (b"transfer-encoding", b"content-length") and value != b"0":
                 bodied = True
-        if size > MAX_HEAD_BYTES:  # it came in one piece
-            self._refuse(_HEAD_TOO_LARGE)
+        if size > limits.MAX_HEAD_BYTES:  # it came in one piece
+            self._refuse(limits.HEAD_TOO_LARGE)
         elif bodied and self.parser.should_upgrade():
-            self._refuse(_UPGRADE)
+            self._refuse(limits.UPGRADE)
         else:
             self._in_head, self._head_bytes = False, 0
             if bodied:
@@ -338,7 +264,7 @@ class StreamProtocol(HttpToolsProtocol):
             super().on_header(name, value)
         else:
             self._head_bytes += len(name) + len(value)
-            if self._head_bytes > MAX_HEAD_BYTES:
+            if self._head_bytes > limits.MAX_HEAD_BYTES:
                 self.transport.close()
 
     def on_body(self, body: bytes) -> None:
@@ -355,7 +281,7 @@ class StreamProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser could not read."""
-        self._refuse(_MALFORMED)
+        self._refuse(limits.MALFORMED)
 
     def _refuse(self, response: bytes) -> None:
         """Send a refusal and close; never as the answer to a request before it, nor into one that has begun."""

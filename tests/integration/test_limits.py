@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import pytest
 import uvicorn
 
-from agent_sse import SimpleNotifier, nofile, protocol
+from agent_sse import SimpleNotifier, limits, nofile, protocol
 from agent_sse import serve as service
 from agent_sse.protocol import StreamProtocol
 from harness import DEADLINE, PREFIX, Served, ServiceProcess, Stream, Valkey, make_settings, make_token, serve, until
@@ -150,7 +150,7 @@ def run() -> Iterator[Callable[..., Place]]:
 
 @pytest.fixture
 def short_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT", SHORT)
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT", SHORT)
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def expired(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def short_body(monkeypatch: pytest.MonkeyPatch, expired: list[str]) -> None:
-    monkeypatch.setattr(protocol, "BODY_TIMEOUT", SHORT)
+    monkeypatch.setattr(limits, "BODY_TIMEOUT", SHORT)
 
 
 def assert_late(reply: tuple[int, dict[str, str], Any]) -> None:
@@ -234,7 +234,7 @@ async def test_idle_connection_is_uvicorns_own_to_close(
     run: Callable[..., Place], loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two requests its keep-alive time counts, and none of ours."""
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT", NEVER)
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT", NEVER)
     async with connect(run(loop, keep_alive=SHORT).url) as client:
         client.send(GET)
         assert 200 == (await client.reply())[0]
@@ -547,8 +547,8 @@ async def test_open_stream_has_no_head_and_no_body_to_wait_for(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch, direct: bool, line: str
 ) -> None:
     """No limit of the request's ends the stream, also when it announced a body that never comes."""
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT", SHORT)
-    monkeypatch.setattr(protocol, "BODY_TIMEOUT", SHORT)
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT", SHORT)
+    monkeypatch.setattr(limits, "BODY_TIMEOUT", SHORT)
     if not direct:
         monkeypatch.setattr(StreamProtocol, "take_over", lambda *_: False)
     made = make_settings(valkey.url, heartbeat_interval=SHORT)

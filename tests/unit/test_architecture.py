@@ -22,7 +22,7 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
     frozenset(room.split())
     for room in (
         "errors frames settings terminal access_log scripts shutdown jwt_text token_cache wheel deadlines nofile",
-        "keys events sinks state_dir watch_view wire",
+        "keys events sinks limits state_dir watch_view wire",
         "servers",
         "backend embedded protocol jwt_claims jwt_keys requests",
         "auth pubsub store",
