@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, nchan, report
-from benchmarks.load import compile_load
+from benchmarks.compiler import compiled
 from benchmarks.peers import PEERS, Peer
 from benchmarks.programs import ROOT, Failure
 from benchmarks.workloads import SMOKE, WORKLOADS, Figures, Lab, Sizes
@@ -57,9 +57,9 @@ def _names(known: Any) -> Any:
 def present(names: Sequence[str]) -> list[Peer]:
     """Return the peers that can run here; say which cannot, and why."""
     peers = [peer for peer in PEERS if peer.name in names]
-    if any(peer.publishes_to_itself for peer in peers) and nchan.find_module() is None:
+    if any(peer.start is nchan.start for peer in peers) and nchan.find_module() is None:
         print(f"nchan is left out: it cannot be installed here (Debian, Ubuntu: {' '.join(nchan.PACKAGES)})")
-        peers = [peer for peer in peers if not peer.publishes_to_itself]
+        peers = [peer for peer in peers if peer.start is not nchan.start]
     return peers
 
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-sse-bench")))
         folder.chmod(0o755)
-        lab = Lab(compile_load(folder), folder, sizes, stack, {})
+        lab = Lab(compiled("load", folder), folder, sizes, stack, {})
         rounds, failures = run(lab, options.only, peers, options.rounds)
     if not options.smoke and machine.tree() != hardware["commit"]:
         failures.append("the package was changed during the run: these figures belong to no one commit")

@@ -1,21 +1,17 @@
-"""The load: `load.c` compiled, and one process of it with its connections."""
+"""The load: one process of `load.c` with its connections."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import debian
 from benchmarks.programs import Failure, Process
 
 STALL_SECONDS = 3.0
-SOURCE = Path(__file__).with_name("load.c")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +21,6 @@ class Request:
     target: str
     token: str = ""
     cursor: str = ""
-
-
-def compile_load(folder: Path) -> Path:
-    """Compile the load generator into ``folder`` and return it. Raises :class:`Failure` without a compiler."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        debian.install("gcc", "libc6-dev")
-        compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise Failure(
-            "the load generator needs a C compiler: install gcc (Debian, Ubuntu: apt-get install gcc libc6-dev)"
-        )
-    binary = folder / "load"
-    done = subprocess.run(
-        [compiler, "-O2", "-o", str(binary), str(SOURCE)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise Failure(
-            f"{SOURCE.name} does not compile (it needs Linux' epoll and a C library's headers):\n{done.stderr}"
-        )
-    return binary
 
 
 class Load(Process):

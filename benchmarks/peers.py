@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import nchan
+from benchmarks import floor, nchan
 from benchmarks.load import Request
 from benchmarks.programs import Process, environment
 from benchmarks.redis_server import RedisServer
@@ -30,8 +30,10 @@ Start = Callable[[ExitStack, Path, int, RedisServer | None, float], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One column of the table. ``ready`` and ``need_id``: see load.c; ``light`` peers get a smaller share of the load,
-    since they cannot take all of it (the figures are per event and per stream).
+    """One column of the table. ``ready`` and ``need_id``: see load.c; ``way`` is how it is published to.
+
+    ``light`` peers get a smaller share of the load, since they cannot take all of it (the figures are per event and per
+    stream). ``bare`` ones only send: they take no part where more than that is measured.
     """
 
     name: str
@@ -40,15 +42,12 @@ class Peer:
     path: str
     ready: str
     need_id: bool
+    way: str = "pubsub"
     light: bool = False
+    bare: bool = False
     tokens: bool = True
     needs_redis: bool = True
     ours: bool = False
-
-    @property
-    def way(self) -> str:
-        """How it is published to; see apps/publish.py."""
-        return "notifier" if self.ours else "pubsub" if self.tokens else "http"
 
     @property
     def publishes_to_itself(self) -> bool:
@@ -108,18 +107,24 @@ def _listening(stack: ExitStack, module: list[str], folder: Path, port: int, env
 
 
 PEERS = (
-    Peer("agent-sse", "agent-sse, direct", _ours(["agent_sse", "serve"]), STREAM_PATH, "id", True, ours=True),
+    Peer(
+        "agent-sse", "agent-sse, direct", _ours(["agent_sse", "serve", "--no-access-log"]),
+        STREAM_PATH, "id", True, "notifier", ours=True,
+    ),
     Peer(
         "agent-sse-asgi", "agent-sse, ASGI",
-        _ours(
-            ["uvicorn", "--factory", "agent_sse.app:create_app", *QUIET]
-        ),
-        STREAM_PATH, "id", True, ours=True,
+        _ours(["uvicorn", "--factory", "agent_sse.app:create_app", *QUIET]),
+        STREAM_PATH, "id", True, "notifier", ours=True,
     ),
-    Peer("nchan", "nchan, own memory", nchan.start, "/sub/", "head", True, tokens=False, needs_redis=False),
-    Peer("nchan-redis", "nchan, Redis", nchan.start, "/sub/", "head", True, tokens=False),
+    Peer("nchan", "nchan, own memory", nchan.start, "/sub/", "head", True, "http", tokens=False, needs_redis=False),
+    Peer("nchan-redis", "nchan, Redis", nchan.start, "/sub/", "head", True, "http", tokens=False),
     Peer(
         "sse-starlette", "sse-starlette", _python("starlette_peer"), "/events/", "body", False, light=True,
     ),
     Peer("fastapi", "FastAPI SSE", _python("fastapi_peer"), "/events/", "body", False, light=True),
+    Peer(
+        "floor", "C, sends only", floor.start, "/sub/", "head", True, "http",
+        bare=True, tokens=False, needs_redis=False,
+    ),
+    Peer("floor-redis", "C, from Redis", floor.start, "/sub/", "head", True, "notifier", bare=True, tokens=False),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from benchmarks.workloads import Sizes
 
 COLOURS = {
     "agent-sse": "#1f6feb", "agent-sse-asgi": "#79b0f5", "nchan": "#2f7d4f", "nchan-redis": "#7dbb93",
-    "sse-starlette": "#c9772b", "fastapi": "#e3b27f",
+    "sse-starlette": "#c9772b", "fastapi": "#e3b27f", "floor": "#8c959f", "floor-redis": "#c4cad0",
 }  # fmt: skip
 INK, FAINT = "#24292f", "#8c959f"
 LABELS = {peer.name: peer.label for peer in PEERS}

@@ -25,17 +25,20 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What was to be reached, and what the medians of this run say. ``value`` is None when it was not measured."""
+    """What was to be reached, and what the medians of this run say. ``value`` is None when it was not measured.
+
+    Without a ``bound`` it is no goal, but says what one of those above it is worth.
+    """
 
     text: str
-    bound: float
+    bound: float | None
     at_most: bool
     value: float | None
 
     @property
     def held(self) -> bool | None:
-        """Whether it holds; None when it was not measured."""
-        if self.value is None:
+        """Whether it holds; None when it was not measured, or is no goal."""
+        if self.value is None or self.bound is None:
             return None
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
@@ -63,7 +66,7 @@ def sections(sizes: Sizes) -> dict[str, tuple[str, list[Row]]]:
 
     def growing(figure: str, label: str, decimals: int = 1) -> list[Row]:
         pairs = zip(sizes.growth, grown, strict=True)
-        return [Row("growth", f"{figure}_{size}", f"{label}, {shown} streams", decimals) for size, shown in pairs]
+        return [Row("growth", f"{figure}_{size}", f"{label:18}{shown:>7} streams", decimals) for size, shown in pairs]
 
     return {
         "fanout": (
@@ -191,6 +194,14 @@ def goals(found: Medians, sizes: Sizes) -> list[Goal]:
     def versus(workload: str, figure: str, peer: str, other: str = "") -> float | None:
         return ratio(ours(workload, figure), get(workload, peer, other or figure))
 
+    def at_best(workload: str, figure: str, floor: str, peer: str, other: str = "") -> list[Goal]:
+        label = next(known.label for known in PEERS if known.name == floor)
+        best = ratio(get(workload, floor, figure), get(workload, peer, other or figure))
+        return [
+            Goal(f"  at best: {label} ÷ the same", None, True, best),
+            Goal(f"  this ÷ {label}", None, True, versus(workload, figure, floor)),
+        ]
+
     def starlette(workload: str) -> float | None:
         return ratio(get(workload, "sse-starlette", "cpu_us"), ours(workload, "cpu_us"))
 
@@ -199,10 +210,14 @@ def goals(found: Medians, sizes: Sizes) -> list[Goal]:
     stormed = versus("storm", "distinct_cold_per_core", "sse-starlette")
     return [
         Goal("CPU per event, 1 session × 500 ÷ nchan", 0.65, True, versus("fanout", "cpu_us", "nchan")),
+        *at_best("fanout", "cpu_us", "floor", "nchan"),
         Goal("CPU per event, 1,000 sessions ÷ nchan with Redis, publish taken off", 1.0, True, net),
         Goal("  the same, nothing taken off (no goal)", 1.0, True, versus("sessions", "cpu_us", "nchan-redis")),
+        *at_best("sessions", "cpu_us", "floor-redis", "nchan-redis", "net_us"),
         Goal("latency p50 ÷ nchan with Redis", 0.2, True, versus("sessions", "p50_ms", "nchan-redis")),
+        *at_best("sessions", "p50_ms", "floor-redis", "nchan-redis"),
         Goal("latency p99 ÷ nchan with Redis", 0.2, True, versus("sessions", "p99_ms", "nchan-redis")),
+        *at_best("sessions", "p99_ms", "floor-redis", "nchan-redis"),
         Goal("memory per idle stream, KiB", 16.0, True, ours("idle", "kib")),
         Goal("  stretch: ÷ nchan", 1.15, True, versus("idle", "kib", "nchan")),
         Goal("storm, own sessions: resumes/s and core", 2500.0, False, ours("storm", "distinct_cold_per_core")),
@@ -225,8 +240,9 @@ def goal_lines(found: Sequence[Goal]) -> list[str]:
     for goal in found:
         if goal.value is None:
             continue
-        bound = f"{'≤' if goal.at_most else '≥'} {goal.bound:,g}"
-        lines.append(f"{goal.text:70}{bound:>12}{goal.value:>12,.2f}  {'held' if goal.held else 'NOT held'}")
+        bound = "" if goal.bound is None else f"{'≤' if goal.at_most else '≥'} {goal.bound:,g}"
+        verdict = {None: "", True: "  held", False: "  NOT held"}[goal.held]
+        lines.append(f"{goal.text:70}{bound:>12}{goal.value:>12,.2f}{verdict}")
     return lines
 
 

@@ -13,7 +13,7 @@ import uvloop
 
 from benchmarks.history import History
 from benchmarks.load import Load
-from benchmarks.peers import Peer
+from benchmarks.peers import PEERS, Peer
 from benchmarks.receive import compare
 from benchmarks.redis_server import RedisServer
 from benchmarks.stage import Stage, command, delivery, publisher_process, wait_for_publisher
@@ -45,7 +45,7 @@ class Sizes:
     receive_messages: int = 10_000
     growth: tuple[int, ...] = (100, 1000, 10_000)
     growth_rate: float = 4000.0
-    growth_seconds: float = 2.0
+    growth_seconds: float = 15.0  # ticks' and heartbeats' whole period: each stream's share of them, at any phase
 
 
 SMOKE = Sizes(
@@ -266,13 +266,14 @@ class Workload:
         return limit is None or number <= limit
 
 
+SERVICES = frozenset(peer.name for peer in PEERS if not peer.bare)
 WORKLOADS = {
     "fanout": Workload(fanout),
     "sessions": Workload(sessions),
-    "idle": Workload(idle, light_rounds=1),
+    "idle": Workload(idle, SERVICES, light_rounds=1),
     "crowd": Workload(crowd, frozenset({"agent-sse"}), rounds=1),
-    "storm": Workload(storm),
+    "storm": Workload(storm, SERVICES),
     "publish": Workload(publish, frozenset({"agent-sse"})),
     "receive": Workload(receive, frozenset({"agent-sse"})),
-    "growth": Workload(growth, frozenset({"agent-sse", "nchan-redis"})),
+    "growth": Workload(growth, frozenset({"agent-sse", "nchan-redis"}), rounds=2),
 }
