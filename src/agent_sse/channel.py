@@ -69,14 +69,14 @@ class Channel:
         self.connections: dict[Connection, None] = {}
         self.tip: EventId | None = None
         self.raw_tip: bytes | None = None  # as Redis writes it, when it came with a message
-        self.era = 0  # counts the times that the history was replaced
-        self.seen: EventId = ZERO  # highest id that was announced while a sync was running
+        self.era = 0  # counts the times that what comes live ceased to continue what was read before
+        self.seen: EventId = ZERO  # highest id that Redis has told of, for a sync that is running
         self.sync: asyncio.Task[None] | None = None
         self.subscribed = False
         self.shown: dict[str, bytes] = {}  # open presented permission requests at `tip`
         self.last_tick = 0.0
         self.next_tick = float("inf")
-        self.ticked_tip: EventId | None = None
+        self.ticked_tip: EventId | None = None  # `tip` when the last tick was sent, or as a sync left it since
         self.tombstone: EventId | None = None  # of a session closed before, as of the last look at Redis
         self.compared = False  # whether that is known
         self._waiting: asyncio.Future[None] | None = None
@@ -114,6 +114,7 @@ class Channel:
         """Note that Redis has confirmed the subscription, or that it may be gone."""
         self.subscribed = subscribed
         if not subscribed:
+            self.era += 1
             self.forget_reads()
         elif self._waiting is not None:
             self._waiting.set_result(None)

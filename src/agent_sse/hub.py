@@ -227,8 +227,7 @@ class Hub:
         elif prev == channel.tip and event_id > prev:
             self._fan_out(channel, event_id, head, payload)
         else:
-            channel.seen = event_id
-            self.doubt(channel)
+            self.doubt(channel, event_id)
 
     def _fan_out(self, channel: Channel, event_id: EventId, raw_id: bytes, payload: bytes) -> None:
         channel.tip, channel.raw_tip = event_id, raw_id
@@ -251,9 +250,13 @@ class Hub:
 
     # -- doubt --------------------------------------------------------------------------------------------------
 
-    def doubt(self, channel: Channel) -> None:
-        """Let the Stream say what came after the tip, once for the whole channel."""
-        if channel.sync is None:
+    def doubt(self, channel: Channel, seen: EventId = ZERO) -> None:
+        """Let the Stream say what came after the tip, up to ``seen`` at least, once for the whole channel."""
+        if channel.sync is not None:
+            # The page that is on its way may be older than `seen`, and than what was announced since it was asked for.
+            channel.seen = max(channel.seen, seen)
+        else:
+            channel.seen = seen
             self.counters.gaps += 1
             channel.sync = asyncio.create_task(self._sync(channel), name=f"agent-sse sync {channel.session_id}")
             self.own(channel.sync)
@@ -284,6 +287,7 @@ class Hub:
         for raw_id, payload in zip(page.ids, page.payloads, strict=True):
             tip = read_id(raw_id) or ZERO
             self._fan_out(channel, tip, raw_id, payload)
+        channel.ticked_tip = channel.tip  # a tick under way may know of more, and no chain of messages vouches for that
         # What was announced while reading is in the Stream by now: read again. An announcement from before the
         # reading that the Stream does not know came from a server that is no longer the primary.
         return tip >= page.tip and (tip >= channel.seen or (seen == channel.seen and not page.ids))
@@ -412,9 +416,8 @@ class Hub:
             self._close_channel(channel)  # the message was missed
             return
         elif tick.tip != channel.tip and channel.tip == channel.ticked_tip:
-            # It stood still while Redis was asked. (If it moved, the chain of messages vouches for it.)
-            channel.seen = ZERO
-            self.doubt(channel)
+            # No message moved it while Redis was asked. (If one did, the chain of messages vouches for it.)
+            self.doubt(channel, tick.tip)
         if tick.tip == channel.tip:
             channel.shown = {json.loads(payload)["data"]["request_id"]: payload for payload in tick.shown}
 

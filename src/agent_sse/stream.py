@@ -194,7 +194,8 @@ class Connection:
             elif expected is not None and cursor < expected:
                 await channel.settled()  # the channel is ahead of Redis: let it find out why before reading again
             await sink.drained()
-            # The history was not replaced since the page was read, and nothing is between the page and what comes live.
+            # Neither the history nor the subscription was replaced since the page was asked for, and nothing is between
+            # the page and what comes live.
             if era == channel.era and channel.subscribed and channel.tip is not None and cursor >= channel.tip:
                 self._go_live(cursor)
                 return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from agent_sse import SimpleNotifier
 from agent_sse.channel import Channel
 from agent_sse.hub import Hub
-from agent_sse.store import Page
+from agent_sse.store import Page, Tick
 from harness import Served, Stream, Valkey, make_settings, make_token, serve, until
 
 pytestmark = pytest.mark.usefixtures("sink")
@@ -21,6 +23,31 @@ NO_TICKS = 600.0  # s; what is found within a test's deadline is not found by a 
 def parts(served: Served, session: str = "s1") -> tuple[Hub, Channel]:
     hub: Hub = served.app.state.agent_sse.hub
     return hub, hub._channels[f"agent_sse:{{{session}}}:channel".encode()]
+
+
+@asynccontextmanager
+async def quiet(valkey: Valkey, notifier: SimpleNotifier) -> AsyncIterator[tuple[Served, Stream]]:
+    """A service and a live stream of s1 that has one event, with no tick under way or to come."""
+    async with (
+        serve(make_settings(valkey.url, heartbeat_interval=NO_TICKS)) as served,
+        Stream(served.events("s1", make_token("s1"))) as stream,
+    ):
+        await stream.primed()
+        first = await notifier.error("s1", "one")
+        assert first == (await stream.next()).id
+        _, channel = parts(served)
+        await until(lambda: next(iter(channel.connections)).live and channel.last_tick, what="the count of streams")
+        yield served, stream
+
+
+async def unheard(hub: Hub, notifier: SimpleNotifier, message: str) -> str:
+    """Publish an event of s1 whose message the hub does not get."""
+    subscriber, lost = hub._subscriber, asyncio.Event()
+    heard, subscriber.on_message = subscriber.on_message, lambda channel, data: lost.set()
+    event_id = await notifier.error("s1", message)
+    await lost.wait()
+    subscriber.on_message = heard
+    return event_id
 
 
 @pytest.mark.usefixtures("no_ticks")
@@ -50,6 +77,92 @@ async def test_event_that_comes_while_an_empty_page_is_on_its_way_is_delivered(
         hub.doubt(channel)
         event = await stream.next()
         assert (published[0], "two") == (event.id, event.json["message"])
+
+
+@pytest.mark.usefixtures("no_ticks")
+async def test_events_that_come_while_a_sync_reads_outlast_an_older_answer_to_a_tick(
+    valkey: Valkey, notifier: SimpleNotifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tick's doubt does not make a sync forget what was announced since its page was read in Redis."""
+    async with quiet(valkey, notifier) as (served, stream):
+        hub, channel = parts(served)
+        read, published = hub.store.replay, []
+
+        async def late(*args: Any, **options: Any) -> Page:
+            page = await read(*args, **options)
+            if not published:
+                published.append(await notifier.error("s1", "two"))
+                await until(lambda: channel.seen > (channel.tip or (0, 0)), what="the event's message")
+                await hub._tick([channel])
+            return page
+
+        monkeypatch.setattr(hub.store, "replay", late)
+        hub.doubt(channel)
+        got = (await stream.next()).id
+        assert published == [got]
+
+
+@pytest.mark.usefixtures("no_ticks")
+async def test_event_without_a_message_is_found_by_a_tick_that_a_sync_overtakes(
+    valkey: Valkey, notifier: SimpleNotifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync's older page moves the tip while a tick is under way: that vouches for nothing that came after it."""
+    async with quiet(valkey, notifier) as (served, stream):
+        hub, channel = parts(served)
+        read, ask = hub.store.replay, hub.store.tick_many
+        published: list[str] = []
+        asked, told = asyncio.Event(), asyncio.Event()
+
+        async def late_page(*args: Any, **options: Any) -> Page:
+            page = await read(*args, **options)
+            if not asked.is_set():
+                published.append(await unheard(hub, notifier, "three"))
+                hub._on_subscribed(channel.name)  # whatever is published from here on has its message
+                await asked.wait()
+            return page
+
+        async def late_tick(*args: Any) -> list[Tick | Exception]:
+            ticks = await ask(*args)
+            asked.set()
+            await until(lambda: channel.sync is None, what="the sync's end")
+            told.set()
+            return ticks
+
+        monkeypatch.setattr(hub.store, "replay", late_page)
+        monkeypatch.setattr(hub.store, "tick_many", late_tick)
+        published.append(await unheard(hub, notifier, "two"))
+        hub.doubt(channel)
+        await told.wait()
+        got = [(await stream.next()).id for _ in range(2)]
+        assert published == got
+
+
+@pytest.mark.usefixtures("no_ticks")
+async def test_event_of_a_moment_without_subscription_reaches_a_stream_that_joins(
+    valkey: Valkey, notifier: SimpleNotifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subscription that is lost and made anew while a new stream's first page is on its way leaves no gap."""
+    monkeypatch.setattr("agent_sse.hub.PRESENCE_INTERVAL", NO_TICKS)  # the count of streams comes with a tick
+    first = await notifier.error("s1", "one")
+    async with serve(make_settings(valkey.url, heartbeat_interval=NO_TICKS)) as served:
+        hub: Hub = served.app.state.agent_sse.hub
+        read, published = hub.store.replay, []
+
+        async def late(*args: Any, **options: Any) -> Page:
+            page = await read(*args, **options)
+            if not published:
+                _, channel = parts(served)
+                hub._on_lost(channel.name)
+                published.append(await unheard(hub, notifier, "two"))
+                hub._on_subscribed(channel.name)
+            return page
+
+        monkeypatch.setattr(hub.store, "replay", late)
+        async with Stream(served.events("s1", make_token("s1")), {"Last-Event-ID": first}) as stream:
+            got = [(await stream.next("error")).id]
+            published.append(await notifier.error("s1", "three"))
+            got.append((await stream.next("error")).id)
+        assert published == got
 
 
 async def test_stream_of_a_session_that_redis_refuses_ends_with_an_error(
