@@ -53,7 +53,7 @@ class Hub:
         self._time: Callable[[], float] = time.monotonic  # the loop's, from `run` on
         self._tasks: list[asyncio.Task[None]] = []
         self._kick = asyncio.Event()
-        self._step = min(1.0, settings.heartbeat_interval / 4)
+        self._step = min(1.0, settings.heartbeat_interval / 4, settings.send_timeout / 4)
         self.tolerance = self._step / 2
         self._visits: Wheel[Connection] = Wheel(self._step, 0.0)
         self._ticks: Wheel[Channel] = Wheel(self._step, 0.0)
@@ -148,7 +148,8 @@ class Hub:
     def start(self, connection: Connection, sink: Sink) -> None:
         """Let a stream that has its place write to ``sink``: first bytes, what it missed, then what comes."""
         connection.start(sink)
-        self._visits.put(connection, min(self.now + self.settings.heartbeat_interval, connection.ends_at))
+        soon = self.now + min(self.settings.heartbeat_interval, self.settings.send_timeout)
+        self._visits.put(connection, min(soon, connection.ends_at))
 
     def leave(self, connection: Connection) -> None:
         """Take back the place that :meth:`join` gave."""
@@ -338,7 +339,7 @@ class Hub:
             await asyncio.sleep(self._step)
             self.now = loop.time()
             for connection in self._visits.take(self.now):
-                again = connection.visit(self.now, self.settings.heartbeat_interval)
+                again = connection.visit(self.now, self.settings.heartbeat_interval, self.settings.send_timeout)
                 if again is not None:
                     self._visits.put(connection, again)
             self._kick.set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
+from os import write
 from typing import Any, Protocol, cast
 
 from agent_sse.frames import Frame, chunk
@@ -60,8 +61,8 @@ class DirectSink(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_bound", "_closed", "_finished", "_gathered", "_limit", "_on_lost", "_over", "_stuck_at", "_stuck_since",
-        "_taken", "_waiter", "chunked", "held", "siblings", "transport",
+        "_bound", "_clear", "_closed", "_fd", "_finished", "_gathered", "_limit", "_on_lost", "_over", "_stuck_at",
+        "_stuck_since", "_taken", "_waiter", "chunked", "held", "siblings", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport  # set by connection_made; the HTTP server looks at it while it shuts down
@@ -75,7 +76,9 @@ class DirectSink(asyncio.Protocol):
         self._on_lost = on_lost
         self._over = False
         self._finished = False
-        self._taken = 0  # bytes so far
+        self._fd = -1
+        self._clear = False  # nothing waits here or in the transport: the next bytes may go to the socket itself
+        self._taken = 0  # bytes that the transport was given
         self._gathered = 0  # of them in `held`
         self._stuck_at = -1  # how many of them had left when the client was last seen not to take any
         self._stuck_since = 0.0
@@ -93,20 +96,25 @@ class DirectSink(asyncio.Protocol):
 
     def send(self, frame: Frame) -> bool:
         """Write a frame; False when more than the bound waits."""
-        if self.held is not None or self._finished:
-            return self._put(frame[1] if self.chunked else frame[0])
-        # The whole service spends most of its time from here on: as few steps as can be.
         data = frame[1] if self.chunked else frame[0]
-        self._taken += len(data)
-        self.transport.write(data)
-        return not self._over
+        # The whole service spends most of its time here: as few steps as can be. A transport that closes gives its
+        # descriptor back some time, and then the number may be another connection's.
+        if self._clear and not self.transport.is_closing():
+            try:
+                sent = write(self._fd, data)
+            except OSError:  # full, or broken: the transport waits, or finds out
+                sent = 0
+            if sent == len(data):
+                return True
+            data = data[sent:]
+        return self._put(data)
 
     def _put(self, data: bytes) -> bool:
         if self._finished:
             return True
         self._taken += len(data)
         if self.held is None:
-            self.transport.write(data)  # may call pause_writing
+            self._give(data)
             return not self._over
         self.held.append(data)
         self._gathered += len(data)
@@ -118,13 +126,18 @@ class DirectSink(asyncio.Protocol):
         """Write what comes in this step of the loop with one system call: that costs more than all of Python's work."""
         if self.held is None:
             self.held = []
+            self._clear = False
         asyncio.get_running_loop().call_soon(self._release)
 
     def _release(self) -> None:
         held, self.held = self.held, None
         self._gathered = 0
         if held and not self.transport.is_closing():
-            self.transport.write(b"".join(held))
+            self._give(b"".join(held))
+
+    def _give(self, data: bytes) -> None:
+        self.transport.write(data)  # may call pause_writing
+        self._clear = self._fd >= 0 and self.transport.get_write_buffer_size() == 0
 
     async def drained(self) -> None:
         """Wait until at most half the bound waits in this process."""
@@ -141,6 +154,7 @@ class DirectSink(asyncio.Protocol):
             self._put(b"0\r\n\r\n")
         self._finished = True
         self._release()
+        self._clear = False
         self.transport.close()
         if not self.idle:
             asyncio.get_running_loop().call_later(FINISH_GRACE, self.transport.abort)
@@ -171,6 +185,8 @@ class DirectSink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
+        sock = self.transport.get_extra_info("socket")
+        self._fd = sock.fileno() if sock is not None else -1
         self.transport.set_write_buffer_limits(high=self._bound, low=self._bound // 2)
 
     def pause_writing(self) -> None:
@@ -189,6 +205,7 @@ class DirectSink(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owner."""
         self._finished = True
+        self._clear = False
         self.siblings.discard(self)
         self.resume_writing()
         self._on_lost()

@@ -63,8 +63,10 @@ class Connection:
     def start(self, sink: Sink) -> None:
         """Send the first bytes to ``sink`` and begin to catch up. The hub has given it a place before."""
         channel = self.channel
-        if channel is None or self._ended:
-            sink.finish()  # ended by the service meanwhile
+        if channel is None or self._ended:  # ended by the service meanwhile
+            if self.last:
+                sink.write(self.last)
+            sink.finish()
             return
         self._sink = sink
         # First its task, then the end of the gathering: what can be read without waiting goes out with the first bytes.
@@ -89,6 +91,7 @@ class Connection:
             return
         self._ended = True
         self.live = False
+        self.last = last
         if self._task is not None:
             self._task.cancel()
         if self._sink is not None:
@@ -124,10 +127,11 @@ class Connection:
             self._reset = reason
             self._begin(self.channel)
 
-    def visit(self, now: float, interval: float) -> float | None:
+    def visit(self, now: float, interval: float, patience: float) -> float | None:
         """Do what time asks for: end the stream, give up a stuck client, send a heartbeat after ``interval`` (seconds).
 
-        Return when to come again, None when there is nothing more to do here.
+        Return when to come again, None when there is nothing more to do here: within ``patience``, and four times in
+        it while something waits for the client, or nobody would see in time that it takes nothing.
         """
         channel, sink = self.channel, self._sink
         if channel is None or self._ended:
@@ -143,7 +147,9 @@ class Connection:
                 # Who catches up may not have seen yet what was shown, or that it was settled.
                 shown = channel.shown.values() if self.live else ()
                 self.write(b"".join((channel.heartbeat(), *map(frames.data_frame, shown))))
-        return min(max(self.last_write, now - interval + channel.tolerance) + interval, self.ends_at)
+        beat = max(self.last_write, now - interval + channel.tolerance) + interval
+        look = now + (patience if sink is None or sink.idle else patience / 4)
+        return min(beat, look, self.ends_at)
 
     def _begin(self, channel: Channel) -> None:
         self.live = False
@@ -155,7 +161,6 @@ class Connection:
         while True:
             try:
                 await self._follow(channel, sink)
-                self._task = None
                 return
             except RedisUnavailable as error:
                 failures += 1
@@ -202,6 +207,7 @@ class Connection:
 
     def _go_live(self, cursor: EventId) -> None:
         self.live = True
+        self._task = None  # before the write: that may begin another one
         if not self._primed:
             self._primed = True
             self.write(frames.cursor_frame(cursor))

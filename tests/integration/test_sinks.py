@@ -454,7 +454,7 @@ async def test_client_that_stalls_while_it_catches_up_is_let_go(
     """A client that asks for everything and takes nothing loses its place; that it says goodbye does not keep it."""
     for _ in range(100):
         await notifier.tool_result(S, "t", "x" * 50_000)
-    settings = make_settings(valkey.url, stream_buffer_bytes=32 * 1024, send_timeout=0.3, heartbeat_interval=0.2)
+    settings = make_settings(valkey.url, stream_buffer_bytes=32 * 1024, send_timeout=0.3, heartbeat_interval=LONG)
     async with serve(settings) as served:
         narrow(served)
         hub = hub_of(served)

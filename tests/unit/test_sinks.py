@@ -45,6 +45,9 @@ class Pipe(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return len(self.buffer)
 
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
     def is_closing(self) -> bool:
         return self.closing
 
@@ -287,6 +290,69 @@ async def test_stalled_is_who_takes_nothing_for_the_whole_time() -> None:
 
 
 # -- real transports --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_frames_keep_their_order_whoever_writes_them(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """What the full socket leaves of a frame, and what comes behind it, goes by the transport: nothing overtakes."""
+
+    async def run() -> None:
+        near, far = socket.socketpair()
+        far.setblocking(False)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        lost = asyncio.Event()
+        sink = DirectSink(bound=10**6, timeout=TIMEOUT, on_lost=lost.set)
+        await asyncio.get_running_loop().create_connection(lambda: sink, sock=near)
+        sink.held = [HEAD]
+        sink.gather()
+        await until(lambda: sink.idle)
+        expected, got, waited = b"", bytearray(), 0
+        for number in range(300):
+            data = b"%d " % number * (1 + number % 977)
+            expected += data
+            sink.send(encoded(data))
+            waited += not sink.idle
+            if number % 3 == 0:
+                got += await asyncio.get_running_loop().sock_recv(far, 3000)
+        sink.finish()
+        while data := await asyncio.get_running_loop().sock_recv(far, 70_000):
+            got += data
+        assert (expected, True) == unchunked(bytes(got).removeprefix(HEAD))
+        assert 0 < waited < 300  # both ways were taken
+        await lost.wait()
+        far.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(run())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_closing_connection_is_written_to_no_more(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Between the end of a transport and `connection_lost` nothing goes to its socket any more."""
+
+    async def run() -> None:
+        lost = asyncio.Event()
+        sink = DirectSink(bound=BOUND, timeout=TIMEOUT, on_lost=lost.set)
+        server = await asyncio.get_running_loop().create_server(lambda: sink, "127.0.0.1", 0)
+        far = socket.create_connection(server.sockets[0].getsockname())
+        far.setblocking(False)
+        await until(lambda: hasattr(sink, "transport"))
+        sink.write(b"before")
+        sink.send(encoded(b"direct"))
+        sink.transport.abort()
+        sink.send(encoded(b"after"))
+        async with asyncio.timeout(30):
+            await lost.wait()
+        sink.send(encoded(b"late"))
+        got = b""
+        while data := await asyncio.get_running_loop().sock_recv(far, 100):
+            got += data
+        assert (b"beforedirect", False) == unchunked(got)
+        far.close()
+        server.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(run())
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
