@@ -34,15 +34,18 @@ class _App(FastAPI):
     """FastAPI, with two things before it: tokens leave the URL, and ``streams`` serves the streams.
 
     The first, because FastAPI's own tracing would record them. The second, because what FastAPI wraps around a request
-    lives as long as the request, and costs more than the rest of opening a stream.
+    lives as long as the request, and costs more than the rest of opening a stream; a middleware that was added to this
+    application sees every request nevertheless, streams too.
     """
 
     streams: StreamPath | None = None
+    own_middleware = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             requests.hide_token(scope)
-            if self.streams is not None and self.streams.matches(scope):
+            own = len(self.user_middleware) == self.own_middleware
+            if own and self.streams is not None and self.streams.matches(scope):
                 await self.streams(scope, receive, send)
                 return
         await super().__call__(scope, receive, send)
@@ -91,6 +94,7 @@ def create_app(settings: Settings | None = None, *, authorize: Authorize | None 
         f"{settings.url_prefix}/events/",
         wrap=partial(_Cors, **cors) if settings.cors_origins else None,
     )
+    app.own_middleware = len(app.user_middleware)
     app.state.agent_sse = service
     app.include_router(router_of(service))
     for kind in (HTTPException, RequestValidationError, Exception):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-import sys
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -22,6 +21,7 @@ HEAD_TIMEOUT = 10.0  # s for a head to come whole: from connecting, or from its 
 # time at 280 kbit/s, which a phone on a slow network still has; an answer to a permission request at 4 kbit/s. Whoever
 # reads a body bounds that first (requests.BODY_TIMEOUT); this is for the others, and for what comes after an answer.
 BODY_TIMEOUT = 30.0
+MAX_CONNECTIONS = 100_000  # of one process, where the limit of open files is as good as none
 RETRY_AFTER = 5  # s, up to twice as much: when there are too many connections
 SAY_FULL = 10.0  # s at least between two log lines that say so
 
@@ -70,7 +70,7 @@ class Limits(Generic[T]):
         self.bodies = Deadlines(BODY_TIMEOUT, body_expired)
         # The operating system's bound is the setting: there is no use for a lower one besides AGENT_SSE_MAX_STREAMS.
         room = nofile.room()
-        self.room = sys.maxsize if room is None else room
+        self.room = MAX_CONNECTIONS if room is None else min(room, MAX_CONNECTIONS)
         self.waiting_room = nofile.OWN // 2 if room is None else min(nofile.OWN // 2, room // 16)
         self._refused = 0
         self._say_at = 0.0

@@ -114,8 +114,12 @@ class Subscriber:
 
     async def _place(self) -> None:
         if self._stale_topology:
-            await self._backend.refresh()
-            self._stale_topology = False
+            self._stale_topology = False  # before: what is displaced meanwhile needs another look
+            try:
+                await self._backend.refresh()
+            except (RedisUnavailable, RedisRefused):
+                self._stale_topology = True
+                raise
         if self._failures:
             await self._back_off()  # a link that opens and dies at once must not spin
         silent: dict[str, RedisUnavailable | RedisRefused] = {}

@@ -182,28 +182,38 @@ class Connection:
         while True:
             await sink.drained()
             await channel.until_subscribed()
-            cursor = self.cursor
-            if cursor is None or self._reset is not None:
+            era = channel.era
+            if self.cursor is None or self._reset is not None:
                 cursor = await self._write_snapshot(channel, sink)
-            era, expected = channel.era, channel.tip
-            page = await channel.page(cursor)
-            if page.status is not None:
-                channel.counted_reset()
-                log.info("session %s: stream reset, %s", self.session_id, page.status)
-                self._reset = page.status
-                continue
-            if page.data:
-                sink.gather()
-                self.write(page.data)
-                self.cursor = cursor = page.last
-            elif expected is not None and cursor < expected:
-                await channel.settled()  # the channel is ahead of Redis: let it find out why before reading again
+            else:
+                cursor = await self._write_page(channel, sink, self.cursor)
             await sink.drained()
-            # Neither the history nor the subscription was replaced since the page was asked for, and nothing is between
-            # the page and what comes live.
-            if era == channel.era and channel.subscribed and channel.tip is not None and cursor >= channel.tip:
+            # Neither the history nor the subscription was replaced since the reading was asked for, and nothing is
+            # between it and what comes live.
+            if (
+                self._reset is None
+                and era == channel.era
+                and channel.subscribed
+                and channel.tip is not None
+                and cursor >= channel.tip
+            ):
                 self._go_live(cursor)
                 return
+
+    async def _write_page(self, channel: Channel, sink: Sink, cursor: EventId) -> EventId:
+        expected = channel.tip
+        page = await channel.page(cursor)
+        if page.status is not None:
+            channel.counted_reset()
+            log.info("session %s: stream reset, %s", self.session_id, page.status)
+            self._reset = page.status
+        elif page.data:
+            sink.gather()
+            self.write(page.data)
+            self.cursor = cursor = page.last
+        elif expected is not None and cursor < expected:
+            await channel.settled()  # the channel is ahead of Redis: let it find out why before reading again
+        return cursor
 
     def _go_live(self, cursor: EventId) -> None:
         self.live = True

@@ -228,6 +228,18 @@ async def test_stream_behind_a_middleware_that_passes_on_is_taken_over(
         await until(lambda: hub.open_streams == 0, what="the place")
 
 
+async def test_middleware_of_the_stand_alone_application_sees_streams(
+    valkey: Valkey, notifier: SimpleNotifier, sink: str
+) -> None:
+    """Streams go past FastAPI only while nobody has put anything in their way."""
+    app = create_app(make_settings(valkey.url))
+    app.add_middleware(Stamp)
+    async with serve(app=app) as served:
+        stream = await delivers(served, notifier)
+        assert "host" == stream.response_headers["x-stamp"]
+        await stream.close()
+
+
 async def test_stream_behind_a_middleware_that_encodes_the_body_is_encoded(valkey: Valkey, sink: str) -> None:
     """A body that the head declares as encoded passes through who encodes it."""
     async with hosted(valkey, Shout) as (served, hub):
@@ -642,6 +654,21 @@ async def test_crowd_without_cursors_shares_its_snapshot(
                 shown = [event.type for event in stream.records if event.data and event.type != "heartbeat"]
                 assert ["tool_status"] * 5 + ["result_cleared", "permission_cleared", "error"] == shown
         assert readings.snapshots <= 10
+
+
+async def test_snapshot_is_enough_to_be_live(
+    valkey: Valkey, notifier: SimpleNotifier, sink: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes without a cursor costs one reading: its snapshot is up to the tip, nothing is read after it."""
+    await notifier.error(S, "before")
+    async with serve(make_settings(valkey.url, heartbeat_interval=LONG)) as served:
+        readings = Readings(hub_of(served), monkeypatch)
+        async with Stream(served.events(S, make_token(S))) as stream:
+            await stream.primed()
+            await until(lambda: next(iter(connections(hub_of(served)))).live, what="being live")
+            live = await notifier.error(S, "live")
+            await until(lambda: stream.last_id == live, what="delivery")
+        assert (1, []) == (readings.snapshots, readings.pages)
 
 
 async def test_crowd_with_different_cursors_gets_each_its_own(
