@@ -114,8 +114,7 @@ class Channel:
         """Note that Redis has confirmed the subscription, or that it may be gone."""
         self.subscribed = subscribed
         if not subscribed:
-            self.era += 1
-            self.forget_reads()
+            self.begin_era()
         elif self._waiting is not None:
             self._waiting.set_result(None)
             self._waiting = None
@@ -143,9 +142,14 @@ class Channel:
         """Read the session's present state; shared likewise."""
         return await self._shared((None, self.tip), self._read_snapshot)
 
-    def forget_reads(self) -> None:
-        """Share nothing that was read so far: the history may have been replaced."""
+    def begin_era(self) -> None:
+        """Note that what comes live may not continue what was read so far: nothing of that is shared any more."""
+        self.era += 1
         self._reads = None
+
+    def distrust(self) -> None:
+        """Share nothing whose reading is over: it has just contradicted itself. What is under way is newer."""
+        self._reads = {key: task for key, task in (self._reads or {}).items() if not task.done()}
 
     async def _shared(
         self, key: tuple[EventId | None, EventId | None], read: Callable[[], Coroutine[Any, Any, T]]
@@ -157,36 +161,43 @@ class Channel:
         task = self._reads.get(key)
         if task is None:
             task = self._reads[key] = asyncio.create_task(read(), name="agent-sse read")
-            task.add_done_callback(partial(self._read_ended, self._reads, key))
+            task.add_done_callback(partial(self._read_ended, key))
             self.hub.own(task)
         result: T = await asyncio.shield(task)
         return result
 
-    @staticmethod
-    def _read_ended(reads: dict[Any, Any], key: object, task: asyncio.Task[Any]) -> None:
-        if task.cancelled() or task.exception() is not None or len(reads) > SHARED_READS:
-            del reads[key]
+    def _read_ended(self, key: tuple[EventId | None, EventId | None], task: asyncio.Task[Any]) -> None:
+        if task.cancelled() or task.exception() is not None or len(self._reads or ()) > SHARED_READS:
+            self._unshare(key, task)
         else:
-            task.get_loop().call_later(SHARED_SECONDS, reads.pop, key)
+            task.get_loop().call_later(SHARED_SECONDS, self._unshare, key, task)
+
+    def _unshare(self, key: tuple[EventId | None, EventId | None], task: asyncio.Task[Any]) -> None:
+        if self._reads is not None and self._reads.get(key) is task:
+            del self._reads[key]
 
     async def _read_page(self, cursor: EventId) -> EncodedPage:
+        era = self.era
         page = await self.hub.store.replay(
             self.session_id, cursor, events=PAGE_EVENTS, size=self.hub.settings.stream_buffer_bytes
         )
         if page.status != "ok":
             return EncodedPage(RESET_REASONS[page.status], cursor, b"")
-        self._observe(page.tip, page.closed_tip)
+        self._observe(era, page.tip, page.closed_tip)
         last = page.last if page.ids else cursor
         return EncodedPage(None, last, frames.event_frames(page.ids, page.payloads))
 
     async def _read_snapshot(self) -> EncodedSnapshot:
+        era = self.era
         snapshot = await self.hub.store.snapshot(self.session_id)
-        self._observe(snapshot.tip, snapshot.closed_tip)
+        self._observe(era, snapshot.tip, snapshot.closed_tip)
         at = events.timestamp(datetime.fromtimestamp(snapshot.now_ms / 1000, UTC))
         parts = tuple(frames.data_frame(part) for part in snapshot_events(snapshot, at))
         return EncodedSnapshot(snapshot.tip, at, parts)
 
-    def _observe(self, tip: EventId, closed_tip: EventId | None) -> None:
+    def _observe(self, era: int, tip: EventId, closed_tip: EventId | None) -> None:
+        if era != self.era:
+            return  # of a session that was closed meanwhile, say, when another of its name has begun
         # A message that came first has set the tip already; the connection then reads on until it is there.
         if self.tip is None:
             self.tip = tip

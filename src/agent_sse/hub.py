@@ -296,9 +296,8 @@ class Hub:
     def _reset(self, channel: Channel, reason: str, tip: EventId) -> None:
         log.warning("session %s: %s, %d streams start anew", channel.session_id, reason, len(channel.connections))
         channel.tip, channel.raw_tip = tip, None
-        channel.era += 1
         channel.shown.clear()
-        channel.forget_reads()
+        channel.begin_era()
         self._tick_now(channel)
         for connection in list(channel.connections):
             if connection.live:
@@ -312,7 +311,7 @@ class Hub:
         # A stream that joins before the last of these has left belongs to a session of the same name, not to this one.
         channel.tip, channel.raw_tip, channel.compared = None, None, False
         channel.shown.clear()
-        channel.forget_reads()
+        channel.begin_era()
         self._tick_now(channel)
 
     # -- the clock ----------------------------------------------------------------------------------------------
@@ -364,10 +363,14 @@ class Hub:
         for channel in self._ticks.take(now):
             if channel.next_tick <= now + self._step:  # not moved since: then it is in the wheel once more
                 urgent[channel] = None
-        due = [c for c in urgent if c.subscribed and self._channels.get(c.name) is c]
+        due = []
         for channel in urgent:
+            if self._channels.get(channel.name) is not channel:
+                continue  # its last stream has left
             channel.next_tick = float("inf")
-            if not channel.subscribed:
+            if channel.subscribed:
+                due.append(channel)
+            else:
                 self._tick_at(channel, now + PRESENCE_INTERVAL)
         return due
 

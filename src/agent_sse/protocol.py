@@ -28,6 +28,7 @@ class HeldHead(asyncio.Transport):
     def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
         self.data = b""
         self.cycle = cycle
+        self.keep_alive = cycle.keep_alive
         self._transport = transport
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -161,6 +162,8 @@ class StreamProtocol(HttpToolsProtocol):
         """Keep the head of the response that comes next: with :meth:`take_over` it goes out with the first bytes."""
         if not self.pipeline and self.cycle.transport is self.transport:
             self.cycle.transport = self._held = HeldHead(self.transport, self.cycle)
+            if self._way_is_free(self.cycle):
+                self.cycle.keep_alive = False  # RFC 9112 § 9.6: the head says that the connection ends with the stream
             if self.scope["http_version"] == "1.0" and self._way_is_free(self.cycle):
                 self.cycle.chunked_encoding = False  # that version has no chunks; the response ends with the connection
 
@@ -171,6 +174,8 @@ class StreamProtocol(HttpToolsProtocol):
             held.cycle.transport = self.transport  # not `self.cycle`: a later request may have come
             if held.data:
                 self.transport.write(held.data)
+            else:  # a middleware sends the head later: then the connection may go on
+                held.cycle.keep_alive = held.keep_alive
             if held.cycle.chunked_encoding is False:  # uvicorn would want to know the response's length
                 held.cycle.disconnected = True
                 self.transport.close()

@@ -229,6 +229,8 @@ class Publisher:
             return await item.future
         finally:
             del self._unanswered[item]
+            if item.future.cancelled():
+                lane.purge()
 
     def _lane(self, session_id: str) -> _Lane:
         lane = self._lanes.get(session_id)

@@ -240,7 +240,7 @@ class _Link:
                 async with asyncio.timeout_at(next_ping):
                     await self._ordered.wait()
             except TimeoutError:
-                if not self._answered:
+                if not self._answered and self.wire.heard + PING_INTERVAL <= loop.time():
                     self.wire.abort(f"no answer to PING within {PING_INTERVAL:g} s")
                     return
                 self._answered = False

@@ -78,7 +78,7 @@ class Connection:
         """Write nothing more; return what has to be awaited. The sink belongs to who made it."""
         self._ended = True
         self.live = False
-        self.channel = None
+        self.channel = self._sink = None  # the wheel may hold this for as long as a heartbeat's interval
         task, self._task = self._task, None
         if task is not None and not task.done():
             task.cancel()
@@ -207,6 +207,9 @@ class Connection:
             channel.counted_reset()
             log.info("session %s: stream reset, %s", self.session_id, page.status)
             self._reset = page.status
+            # A snapshot that is shared would lead here again: it is older than what this page says.
+            channel.distrust()
+            await asyncio.sleep(0)
         elif page.data:
             sink.gather()
             self.write(page.data)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from agent_sse import SimpleNotifier
 from agent_sse.channel import Channel
+from agent_sse.frames import EventId
 from agent_sse.hub import Hub
-from agent_sse.store import Page, Tick
+from agent_sse.store import Page, Snapshot, Tick
 from harness import Served, Stream, Valkey, make_settings, make_token, serve, until
 
 pytestmark = pytest.mark.usefixtures("sink")
@@ -210,3 +214,67 @@ async def test_a_demoted_primary_is_left(valkey: Valkey, notifier: SimpleNotifie
         await until(others, what="a new connection")
         await client.execute_command("REPLICAOF", "NO", "ONE")
         assert await publishing
+
+
+@pytest.mark.usefixtures("no_ticks")
+async def test_readings_that_contradict_each_other_do_not_hold_up_the_process(
+    valkey: Valkey, notifier: SimpleNotifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot whose tip the next page calls lost is read anew, with turns for everybody else in between."""
+    async with quiet(valkey, notifier) as (served, stream):
+        hub, _ = parts(served)
+        old, read, replay = await hub.store.snapshot("s1"), hub.store.snapshot, hub.store.replay
+        second = await notifier.error("s1", "two")
+        assert second == (await stream.next()).id
+        readings = 0
+
+        async def stale(session_id: str) -> Snapshot:
+            nonlocal readings
+            readings += 1
+            return old
+
+        async def lost(session_id: str, cursor: EventId, **options: Any) -> Page:
+            return replace(await replay(session_id, cursor, **options), status="lost", ids=(), payloads=())
+
+        monkeypatch.setattr(hub.store, "snapshot", stale)
+        monkeypatch.setattr(hub.store, "replay", lost)
+        async with Stream(served.events("s1", make_token("s1"))) as joining:
+            await until(lambda: readings > 3, what="several readings")
+            monkeypatch.setattr(hub.store, "snapshot", read)
+            monkeypatch.setattr(hub.store, "replay", replay)
+            await until(lambda: joining.last_id == second, what="the present state")
+            third = await notifier.error("s1", "three")
+            await until(lambda: joining.last_id == stream.last_id == third, what="the next event")
+
+
+async def test_streams_that_left_before_their_subscription_leave_nothing(valkey: Valkey) -> None:
+    """A channel whose last stream leaves while Redis is silent is forgotten by the clock too."""
+    async with serve(make_settings(valkey.url, heartbeat_interval=1.0)) as served:
+        hub: Hub = served.app.state.agent_sse.hub
+        assert valkey.process is not None
+        valkey.process.send_signal(signal.SIGSTOP)
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(20):
+                session = f"gone{number}"
+                await stack.enter_async_context(Stream(served.events(session, make_token(session))))
+            await until(lambda: sum(map(len, hub._ticks._slots.values())), what="the channels' turns")
+        await until(lambda: not hub.open_streams, what="the streams' end")
+        valkey.process.send_signal(signal.SIGCONT)
+        await until(lambda: not any(hub._ticks._slots.values()), what="an empty wheel")
+
+
+async def test_what_was_read_before_a_session_was_closed_says_nothing_of_the_next(valkey: Valkey) -> None:
+    """A reading that began in another era of its channel is passed on to who asked, and teaches the channel nothing."""
+    async with (
+        serve(make_settings(valkey.url)) as served,
+        Stream(served.events("s1", make_token("s1"))) as stream,
+    ):
+        await stream.primed()
+        _, channel = parts(served)
+        era, tip = channel.era, channel.tip
+        channel.begin_era()
+        channel.tip = None
+        channel._observe(era, (5, 0), None)
+        assert channel.tip is None
+        channel._observe(channel.era, (0, 0), None)
+        assert tip == channel.tip

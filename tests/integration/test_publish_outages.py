@@ -14,6 +14,10 @@ from typing import Any
 import pytest
 
 from agent_sse import PublishTimeout, RedisRefused, RedisUnavailable, SimpleNotifier
+from agent_sse.backend import Backend
+from agent_sse.publisher import Publisher
+from agent_sse.settings import Settings
+from agent_sse.store import Publish, Store
 from harness import Valkey, until
 
 PATIENT = {"publish_timeout": 25, "retention_events": 10_000}
@@ -266,6 +270,24 @@ async def test_cancelled_publishes_leave_the_rest_whole(valkey: Valkey) -> None:
             assert result == stored[f"{number:06}"]
         else:
             assert number in victims
+
+
+async def test_cancelled_publishes_take_no_room(valkey: Valkey) -> None:
+    """Who gives up before the time-out, while Redis is away, leaves nothing behind where others need the room."""
+    store = Store(Backend(valkey.url), Settings(_env_file=None))  # type: ignore[call-arg]
+    publisher = Publisher(store, timeout=25)
+    event = Publish("s", b'{"x": "%s"}' % (b"x" * 1000), "other")
+    await publisher.publish(event)
+    await valkey.stop()
+    publishes = [asyncio.create_task(publisher.publish(event)) for _ in range(300)]
+    await until(lambda: publisher._held == 300, what="waiting events")
+    for publish in publishes:
+        publish.cancel()
+    await asyncio.gather(*publishes, return_exceptions=True)
+    # Those that had been sent wait for the end of their connection; nothing else is kept.
+    await until(lambda: publisher._held == publisher._held_bytes == 0, what="the room")
+    await publisher.aclose()
+    await store.backend.aclose()
 
 
 async def test_publishing_goes_on_after_a_restore(valkey: Valkey) -> None:

@@ -228,6 +228,12 @@ async def test_stream_behind_a_middleware_that_passes_on_is_taken_over(
         await until(lambda: hub.open_streams == 0, what="the place")
 
 
+async def test_head_of_a_taken_over_connection_says_that_it_closes(valkey: Valkey) -> None:
+    """No proxy keeps the connection for its next request, which nobody would answer (RFC 9112 § 9.6)."""
+    async with serve(make_settings(valkey.url)) as served, Stream(served.events(S, make_token(S))) as stream:
+        assert "close" == stream.response_headers["connection"]
+
+
 async def test_middleware_of_the_stand_alone_application_sees_streams(
     valkey: Valkey, notifier: SimpleNotifier, sink: str
 ) -> None:
