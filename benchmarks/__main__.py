@@ -23,6 +23,7 @@ from benchmarks.workloads import SMOKE, WORKLOADS, Figures, Lab, Sizes
 JSON = ROOT / "benchmarks" / "results.json"
 PLOT = ROOT / "docs" / "benchmarks.png"
 Round = dict[str, dict[str, Figures]]  # workload → peer → figures
+PUBLISHED_ROUNDS = 3  # a median of fewer is none
 QUIET_LOAD = 0.5  # of the machine before a run; with more, others' work is in the latencies
 
 
@@ -30,7 +31,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="make bench", description="Measure this project beside its peers.",
-        epilog=f"A whole run writes {JSON.relative_to(ROOT)} and {PLOT.relative_to(ROOT)}, others what is asked for.",
+        epilog=f"A whole run of {PUBLISHED_ROUNDS} rounds or more writes {JSON.relative_to(ROOT)} and "
+        f"{PLOT.relative_to(ROOT)}, others what is asked for.",
     )  # fmt: skip
     parser.add_argument(
         "--only", type=_names(WORKLOADS), default=list(WORKLOADS), help="workloads: " + ",".join(WORKLOADS)
@@ -108,23 +110,38 @@ def main(argv: Sequence[str]) -> int:
         lab = Lab(compiled("load", folder), folder, sizes, stack, {})
         rounds, failures = run(lab, options.only, peers, options.rounds)
     if not options.smoke and machine.tree() != hardware["commit"]:
-        failures.append("the package was changed during the run: these figures belong to no one commit")
+        failures.append("src or benchmarks was changed during the run: these figures belong to no one commit")
+    failures += report.our_losses(rounds)
     found = report.medians(rounds)
     if not found:
         print(*failures, sep="\n")
         return 1
     reached = report.goals(found, sizes)
-    print("", *report.table(found, sizes), "", *report.goal_lines(reached), sep="\n")
+    print("", *report.table(found, sizes, rounds), "", *report.goal_lines(reached), sep="\n")
     print(f"\nmedians of {len(rounds)} rounds, {(time.monotonic() - begin) / 60:.1f} minutes")
     content = {
         "machine": hardware, "versions": versions, "sizes": asdict(sizes), "medians": found,
         "goals": report.goals_as_json(reached), "failures": failures, "rounds": rounds,
     }  # fmt: skip
-    if not (failures or options.smoke) and options.only == list(WORKLOADS) and len(peers) == len(PEERS):
+    if reasons := unpublished(options, failures):
+        print(f"{JSON.relative_to(ROOT)} and {PLOT.relative_to(ROOT)} are left as they are: {', '.join(reasons)}")
+    else:
         options.json, options.plot = options.json or JSON, options.plot or PLOT
     write(options, content, sizes)
     print(*failures, sep="\n")
     return 1 if failures else 0
+
+
+def unpublished(options: argparse.Namespace, failures: Sequence[str]) -> list[str]:
+    """Return why a run's figures are not the published ones; nothing when they are, even where nchan is missing."""
+    reasons = {
+        "this was a smoke run": options.smoke,
+        "not all workloads were asked for": set(options.only) != set(WORKLOADS),
+        "not all peers were asked for": set(options.peers) != {peer.name for peer in PEERS},
+        f"fewer than {PUBLISHED_ROUNDS} rounds": options.rounds < PUBLISHED_ROUNDS,
+        "something failed, see below": bool(failures),
+    }
+    return [reason for reason, holds in reasons.items() if holds]
 
 
 def write(options: argparse.Namespace, content: dict[str, Any], sizes: Sizes) -> None:
@@ -137,7 +154,7 @@ def write(options: argparse.Namespace, content: dict[str, Any], sizes: Sizes) ->
 
         versions = content["versions"]
         names = ("agent-sse", "nchan", "sse-starlette", "fastapi", "python")
-        caption = ", ".join(f"{name} {versions[name]}" for name in names)
+        caption = ", ".join(f"{name} {versions[name]}" for name in names if versions[name] != "–")
         caption += f"; {content['machine']['cpu']}; medians of {options.rounds} rounds in one run"
         try:
             draw(content["medians"], sizes, options.plot, caption)

@@ -15,6 +15,7 @@ from agent_sse.state_dir import find_server
 from benchmarks import nchan
 
 PACKAGES = ("agent-sse", "uvicorn", "uvloop", "httptools", "fastapi", "starlette", "sse-starlette", "redis", "hiredis")
+WATCHED = (":/src", ":/benchmarks", ":(top,exclude)benchmarks/results.json")  # the record is no part of what it records
 
 
 def describe() -> dict[str, str]:
@@ -29,9 +30,9 @@ def describe() -> dict[str, str]:
 
 
 def tree() -> str:
-    """Return the commit that is measured, and whether the package differs from it."""
-    commit = _first(["git", "rev-parse", "--short", "HEAD"], r"[0-9a-f]+")
-    changed = _first(["git", "status", "--porcelain", "--", "src"], r"\S")
+    """Return the last commit of what is measured and what measures, and whether these differ from it."""
+    commit = _first(["git", "log", "-1", "--format=%h", "--", *WATCHED], r"[0-9a-f]+")
+    changed = _first(["git", "status", "--porcelain", "--", *WATCHED], r"\S")
     return commit if changed == "–" else f"{commit} with changes"
 
 

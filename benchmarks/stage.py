@@ -118,9 +118,9 @@ def publisher_address(way: str, port: int, redis: RedisServer | None) -> str:
     return redis.url if way == "notifier" else str(redis.port)
 
 
-def publisher_process(folder: Path, way: str, address: str) -> Process:
+def publisher_process(folder: Path, way: str, address: str, loop: str = "uvloop") -> Process:
     """Start a publisher, which is not ready at once; see apps/publish.py."""
-    command_line = [sys.executable, "-m", "benchmarks.apps.publish", way, address]
+    command_line = [sys.executable, "-m", "benchmarks.apps.publish", way, address, loop]
     return Process(command_line, folder / "publisher.log", talk=True)
 
 

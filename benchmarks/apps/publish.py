@@ -1,7 +1,8 @@
-"""The publisher, a process of its own: `python -m benchmarks.apps.publish WAY ADDRESS`, commands and answers in JSON.
+"""The publisher, a process of its own: `python -m benchmarks.apps.publish WAY ADDRESS LOOP`; it speaks JSON.
 
 WAY is `notifier` (this project's SimpleNotifier; ADDRESS is Redis' URL), `pubsub` (PUBLISH, pipelined, and XADD for
 what can be replayed; ADDRESS is Redis' port) or `http` (POST to nchan over a few connections; ADDRESS is its port).
+LOOP is `uvloop` or `asyncio`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import uvloop
 from agent_sse import scripts
 from agent_sse.backend import Backend
 from agent_sse.store import Publish, Store
-from benchmarks.apps.payload import CALL, payload
+from benchmarks.apps.payload import CALL, mark, payload
 from benchmarks.apps.ways import WAYS, NotifierWay, Way
 
 HISTORY_WINDOW = 256  # publishes in flight while a history is written
@@ -77,7 +78,7 @@ class Publisher:
 
         async def run(index: int, until: float) -> None:
             while loop.time() < until:
-                await way.send(f"throughput-{index}", counts[index] + 1)
+                await way.send(f"throughput-{index}", mark(counts[index] + 1))
                 counts[index] += 1
 
         await asyncio.gather(*(run(index, loop.time() + seconds / 5) for index in range(tasks)))
@@ -105,7 +106,7 @@ class Publisher:
         ours, bare = [], []
         for number, call in enumerate(calls, 1):
             begin = time.perf_counter_ns()
-            await way.send("lone-ours", number)
+            await way.send("lone-ours", mark(number))
             middle = time.perf_counter_ns()
             await client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
             ours.append(middle - begin)
@@ -136,4 +137,4 @@ async def main(way_name: str, address: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], sys.argv[2]))
+    {"uvloop": uvloop.run, "asyncio": asyncio.run}[sys.argv[3]](main(sys.argv[1], sys.argv[2]))

@@ -35,13 +35,14 @@ class NotifierWay:
     async def start(self) -> None:
         await self.notifier.__aenter__()
 
-    async def send(self, session: str, number: int) -> str:
+    async def send(self, session: str, marked: dict[str, str]) -> str:
         return await self.notifier.tool_status(
-            session, TOOL, "executing", tool_call_id=CALL, parameters=mark(number), start_time=START
+            session, TOOL, "executing", tool_call_id=CALL, parameters=marked, start_time=START
         )
 
     def put(self, session: str, number: int) -> None:
-        task = asyncio.create_task(self.send(session, number))
+        # Stamped here, as the other ways do, not in the task's first step: its wait for the loop is in the latency.
+        task = asyncio.create_task(self.send(session, mark(number)))
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -56,7 +57,7 @@ class NotifierWay:
             raise self._failed
 
     async def history(self, session: str, numbers: range) -> list[str]:
-        return list(await asyncio.gather(*(self.send(session, number) for number in numbers)))
+        return list(await asyncio.gather(*(self.send(session, mark(number)) for number in numbers)))
 
     async def aclose(self) -> None:
         await self.notifier.aclose()
