@@ -28,8 +28,13 @@ class HeldHead(asyncio.Transport):
     def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
         self.data = b""
         self.cycle = cycle
-        self.keep_alive = cycle.keep_alive
+        self._keep_alive = cycle.keep_alive
         self._transport = transport
+
+    def keep_open(self) -> None:
+        """Let the connection serve more requests after this one, unless the head has said already that it will not."""
+        if not self.data:
+            self.cycle.keep_alive = self._keep_alive
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Keep ``data``."""
@@ -174,8 +179,7 @@ class StreamProtocol(HttpToolsProtocol):
             held.cycle.transport = self.transport  # not `self.cycle`: a later request may have come
             if held.data:
                 self.transport.write(held.data)
-            else:  # a middleware sends the head later: then the connection may go on
-                held.cycle.keep_alive = held.keep_alive
+            held.keep_open()
             if held.cycle.chunked_encoding is False:  # uvicorn would want to know the response's length
                 held.cycle.disconnected = True
                 self.transport.close()
@@ -262,6 +266,8 @@ class StreamProtocol(HttpToolsProtocol):
             if bodied:
                 self._limits.bodies.add(self)
             super().on_headers_complete()
+            if self._held is not None:
+                self._held.keep_open()  # for the request that is queued now
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; what comes behind the body is a trailer, which nobody reads."""
