@@ -118,7 +118,8 @@ def main(argv: Sequence[str]) -> int:
         return 1
     reached = report.goals(found, sizes)
     print("", *report.table(found, sizes, rounds), "", *report.goal_lines(reached), sep="\n")
-    print(f"\nmedians of {len(rounds)} rounds, {(time.monotonic() - begin) / 60:.1f} minutes")
+    minutes = (time.monotonic() - begin) / 60
+    print(f"\nmedians of at most {len(rounds)} rounds (README.md: where of fewer), {minutes:.1f} minutes")
     content = {
         "machine": hardware, "versions": versions, "sizes": asdict(sizes), "medians": found,
         "goals": report.goals_as_json(reached), "failures": failures, "rounds": rounds,
@@ -155,7 +156,7 @@ def write(options: argparse.Namespace, content: dict[str, Any], sizes: Sizes) ->
         versions = content["versions"]
         names = ("agent-sse", "nchan", "sse-starlette", "fastapi", "python")
         caption = ", ".join(f"{name} {versions[name]}" for name in names if versions[name] != "–")
-        caption += f"; {content['machine']['cpu']}; medians of {options.rounds} rounds in one run"
+        caption += f"; {content['machine']['cpu']}; medians of at most {options.rounds} rounds in one run"
         try:
             draw(content["medians"], sizes, options.plot, caption)
             print(f"wrote {options.plot.name}")
