@@ -69,7 +69,7 @@ def _bars(
         axes.text(value, place, f" {value:,.0f}" if value >= 100 else f" {value:.3g}", va="center", fontsize=8)
     axes.set_yticks(places, [LABELS[peer] for peer in shown])
     axes.invert_yaxis()
-    if log:
+    if log and values:  # an empty axis has no logarithm
         axes.set_xscale("log")
     axes.margins(x=0.18)
     axes.set_title(f"{title}\n{'more' if more else 'less'} is better", fontsize=9, loc="left")
@@ -80,10 +80,11 @@ def _growth(axes: Any, peers: Any, sizes: Sizes) -> None:
     for peer, figures in peers.items():
         values = [figures.get(f"cpu_us_{streams}") for streams in sizes.growth]
         axes.plot(sizes.growth, values, marker="o", color=COLOURS[peer], label=LABELS[peer])
-    axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
-    axes.set_xticks(sizes.growth, [f"{streams:,}" for streams in sizes.growth])
-    axes.minorticks_off()
+    if peers:
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(sizes.growth, [f"{streams:,}" for streams in sizes.growth])
+        axes.minorticks_off()
     axes.set_title("CPU per event over open streams (µs)\nflat is better", fontsize=9, loc="left")
     if peers:
         axes.legend(frameon=False, fontsize=8)
