@@ -87,8 +87,8 @@ async def test_stream_delivers_an_event_and_resumes(valkey: Valkey, notifier: Si
 # -- first bytes --------------------------------------------------------------------------------------------------
 
 
-async def test_stream_has_the_headers_of_the_contract(valkey: Valkey) -> None:
-    """The response's headers are those of protocol.md § 4, and the server's own three."""
+async def test_stream_has_the_headers_of_the_contract(valkey: Valkey, sink: str) -> None:
+    """The response's headers are those of protocol.md § 4, and the server's own; a direct one ends its connection."""
     async with serve(make_settings(valkey.url)) as served, Stream(served.events("s1", make_token("s1"))) as stream:
         headers = {k: v for k, v in stream.response_headers.items() if k not in ("date", "server")}
         assert {
@@ -97,6 +97,7 @@ async def test_stream_has_the_headers_of_the_contract(valkey: Valkey) -> None:
             "x-accel-buffering": "no",
             "referrer-policy": "no-referrer",
             "transfer-encoding": "chunked",
+            **({"connection": "close"} if sink == "direct" else {}),
         } == headers
 
 
