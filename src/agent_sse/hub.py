@@ -30,7 +30,8 @@ from agent_sse.wheel import Wheel
 log = logging.getLogger("agent_sse")
 
 TICK_INTERVAL = 15.0  # s at most, also with a longer heartbeat: counts of streams are believed for 45 s
-TICK_BATCH = 200  # sessions in one pipeline
+TICK_BATCH = 20  # sessions at a time: what is published meanwhile waits in Redis behind them, about 30 us for each
+MAX_STEP = 0.1  # s; the fewer are due in one step, the shorter events wait behind their heartbeats and ticks
 PRESENCE_INTERVAL = 1.0  # s; a session's count of streams is written at most this often
 PERMISSION_EVENT = b'{"type":"permission_'
 
@@ -53,7 +54,7 @@ class Hub:
         self._time: Callable[[], float] = time.monotonic  # the loop's, from `run` on
         self._tasks: list[asyncio.Task[None]] = []
         self._kick = asyncio.Event()
-        self._step = min(1.0, settings.heartbeat_interval / 4, settings.send_timeout / 4)
+        self._step = min(MAX_STEP, settings.heartbeat_interval / 4, settings.send_timeout / 4)
         self.tolerance = self._step / 2
         self._visits: Wheel[Connection] = Wheel(self._step, 0.0)
         self._ticks: Wheel[Channel] = Wheel(self._step, 0.0)
@@ -328,8 +329,8 @@ class Hub:
         self._kick.set()
 
     def _count_soon(self, channel: Channel) -> None:
-        """Let Redis know the number of streams, not more often than once a second."""
-        self._tick_at(channel, max(self.now, channel.last_tick) + PRESENCE_INTERVAL)
+        """Let Redis know the number of streams, not more often than once a second, and not all of a crowd at a time."""
+        self._tick_at(channel, max(self.now, channel.last_tick) + PRESENCE_INTERVAL * random.uniform(1, 2))
 
     async def _run_clock(self) -> None:
         """Send heartbeats. It never waits for Redis, so that a stream stays alive while Redis does not answer."""
@@ -388,7 +389,10 @@ class Hub:
     async def _tick_batch(self, batch: list[Channel]) -> None:
         for channel in batch:
             channel.last_tick = self.now
-            self._tick_at(channel, self.now + min(self.settings.heartbeat_interval, TICK_INTERVAL))
+            # Streams that came together would be due together for ever.
+            self._tick_at(
+                channel, self.now + min(self.settings.heartbeat_interval, TICK_INTERVAL) * random.uniform(0.8, 1)
+            )
             channel.ticked_tip = channel.tip
         ticks = await self.store.tick_many([(c.session_id, self.process_id, len(c.connections)) for c in batch])
         for channel, tick in zip(batch, ticks, strict=True):
