@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,9 +13,6 @@ from typing import Any
 import pytest
 import redis.asyncio as redis
 import uvloop
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent_sse import RedisRefused, RedisUnavailable, SimpleNotifier, scripts
 from agent_sse.backend import Backend, Call
@@ -26,6 +21,7 @@ from agent_sse.scripts import Script
 from agent_sse.settings import RedisSettings
 from agent_sse.store import Store
 from agent_sse.wire import FAIR_SHARE, WRITE_SIZE, CommandWire, Wire, pack
+from certificate import self_signed
 from harness import DEADLINE, Valkey, make_settings, until
 
 Pump = Callable[[bytes], Awaitable[bytes | None]]
@@ -174,8 +170,9 @@ async def test_wire_takes_over_what_redis_py_connected(valkey: Valkey) -> None:
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 async def test_wire_works_over_tls(valkey: Valkey, folder: Path, loop_factory: Any) -> None:
     """Publishing, a big event and pub/sub over TLS with a verified certificate, on asyncio's loop and on uvloop."""
-    certificate = folder / "certificate.pem"
-    context = self_signed(certificate)
+    certificate, key = self_signed(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
 
     async def main(url: str) -> list[str]:
         heard: asyncio.Queue[bytes] = asyncio.Queue()
@@ -203,31 +200,6 @@ async def test_wire_works_over_tls(valkey: Valkey, folder: Path, loop_factory: A
 
         ids = await asyncio.to_thread(run)
     assert ids == [event_id for event_id, _ in await valkey.entries("s")]
-
-
-def self_signed(path: Path) -> ssl.SSLContext:
-    """Write a certificate for 127.0.0.1 to ``path`` and return a server's context with it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    private = path.with_suffix(".key")
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )  # fmt: skip
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path, private)
-    return context
 
 
 # -- order and gathering ----------------------------------------------------------------------------------------
