@@ -115,6 +115,7 @@ def session_on(cluster: Cluster, node: int) -> str:
     return next(name for name in (f"s{n}" for n in range(1000)) if cluster.node_of(name) == node)
 
 
+@pytest.mark.usefixtures("sink")
 async def test_cluster_carries_events_and_answers_of_20_sessions(cluster: Cluster) -> None:
     """Publishing, streams, permissions and health work over sessions on all nodes, with sharded pub/sub."""
     sessions = [f"s{n}" for n in range(20)]
@@ -162,7 +163,7 @@ async def test_cluster_carries_events_and_answers_of_20_sessions(cluster: Cluste
             await asyncio.gather(*(stream.close() for stream in streams))
 
 
-@pytest.mark.usefixtures("no_ticks")
+@pytest.mark.usefixtures("sink", "no_ticks")
 async def test_cluster_loses_nothing_while_a_slot_moves(cluster: Cluster) -> None:
     """A session's slot moves from node to node in the middle of publishing: all ids once, in order, on one stream."""
     session = session_on(cluster, 0)
@@ -183,6 +184,7 @@ async def test_cluster_loses_nothing_while_a_slot_moves(cluster: Cluster) -> Non
         assert [] == follower.types("stream_reset")
 
 
+@pytest.mark.usefixtures("sink")
 async def test_cluster_shard_that_is_silent_delays_only_its_own(cluster: Cluster) -> None:
     """A frozen node: what goes to the others, in the same notifier and service, goes on; its own comes later, whole."""
     hit, spared = session_on(cluster, 1), session_on(cluster, 2)
@@ -235,6 +237,7 @@ async def test_cluster_call_on_a_slot_that_moved_finds_it(cluster: Cluster) -> N
         await backend.aclose()
 
 
+@pytest.mark.usefixtures("sink")
 async def test_cluster_loses_nothing_while_a_node_restarts(cluster: Cluster) -> None:
     """A node restarts: its sessions wait and lose nothing, those of the others go on."""
     first, second = session_on(cluster, 1), session_on(cluster, 2)

@@ -190,6 +190,7 @@ async def test_token_in_the_url_is_401_but_on_the_stream(http: httpx.AsyncClient
         assert (401, "token_missing") == code_of(await http.request(method, path))
 
 
+@pytest.mark.usefixtures("sink")
 async def test_stream_takes_the_token_from_header_or_query(served: Served) -> None:
     """Either way opens the stream; with both the header counts, so that a wrong one is not papered over."""
     good, wrong = make_token("s1"), make_token("s1") + "x"
@@ -201,6 +202,7 @@ async def test_stream_takes_the_token_from_header_or_query(served: Served) -> No
     assert 401 == (await open_status(served.events("s1", f"{good}&token={good}")))[0]
 
 
+@pytest.mark.usefixtures("sink")
 async def test_stream_takes_a_token_whose_name_is_percent_encoded(served: Served) -> None:
     """`%74oken=` is the same parameter for the reader as for the one who blanks it."""
     assert (200, None) == await open_status(f"{served.events('s1')}?%74oken={make_token('s1')}")
@@ -218,6 +220,7 @@ SCOPES = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("sink")
 async def test_scope_decides_what_a_token_can_do(http: httpx.AsyncClient, served: Served) -> None:
     """Without a scope a token reads and responds; with one it does exactly what the scope names."""
     missing = (403, "scope_missing")
@@ -244,6 +247,7 @@ async def test_foreign_and_unknown_sessions_look_the_same(http: httpx.AsyncClien
         assert (foreign.status_code, foreign.content) == (unknown.status_code, unknown.content)
 
 
+@pytest.mark.usefixtures("sink")
 async def test_owner_may_use_the_session_and_is_set_once(
     http: httpx.AsyncClient, served: Served, notifier: SimpleNotifier
 ) -> None:
@@ -277,6 +281,7 @@ async def test_sessions_lists_owned_and_listed_ones_only(http: httpx.AsyncClient
     assert (False, None) == (rows["s1"]["owned"], rows["s1"]["last_event_id"])
 
 
+@pytest.mark.usefixtures("sink")
 async def test_stream_ends_when_its_token_expires(served: Served) -> None:
     """In mid-stream an expired token is one error event with the code token_expired, and the end."""
     async with Stream(served.events("s1", make_token("s1", ttl=1))) as stream:
@@ -286,6 +291,7 @@ async def test_stream_ends_when_its_token_expires(served: Served) -> None:
         assert stream.complete
 
 
+@pytest.mark.usefixtures("sink")
 async def test_token_that_was_used_before_expires_too(http: httpx.AsyncClient, served: Served) -> None:
     """A token that opened streams and got answers is 401 once it has expired, and a changed one is 401 all along."""
     token = make_token("s1", ttl=1)
@@ -348,6 +354,7 @@ async def get_ticket(http: httpx.AsyncClient, token: str, session: str = "s1") -
     return str(body["data"]["token"])
 
 
+@pytest.mark.usefixtures("sink")
 async def test_ticket_opens_one_stream(http: httpx.AsyncClient, served: Served) -> None:
     """A ticket opens a stream once."""
     ticket = await get_ticket(http, make_token("s1"))
@@ -355,6 +362,7 @@ async def test_ticket_opens_one_stream(http: httpx.AsyncClient, served: Served) 
     assert (401, "ticket_invalid") == await open_status(served.events("s1", ticket))
 
 
+@pytest.mark.usefixtures("sink")
 async def test_ticket_used_by_many_at_once_opens_one_stream(http: httpx.AsyncClient, served: Served) -> None:
     """Of twenty clients that come with the same ticket at the same time one gets the stream."""
     ticket = await get_ticket(http, make_token("s1"))
@@ -393,6 +401,7 @@ async def test_ticket_is_for_its_session_only(http: httpx.AsyncClient, served: S
     assert (403, "session_forbidden") == await open_status(served.events("s2", ticket))
 
 
+@pytest.mark.usefixtures("sink")
 async def test_ticket_is_not_a_token(http: httpx.AsyncClient, served: Served) -> None:
     """In a header a ticket is 401, wherever it is sent, and is not used up; it answers no request."""
     ticket = await get_ticket(http, make_token("s1"))
@@ -409,6 +418,7 @@ async def test_ticket_needs_the_right_that_the_stream_needs(http: httpx.AsyncCli
         assert (403, code) == code_of(await http.post("/ticket/s1", headers=bearer(token)))
 
 
+@pytest.mark.usefixtures("sink")
 async def test_tickets_stream_ends_with_the_original_token(http: httpx.AsyncClient, served: Served) -> None:
     """A ticket does not prolong the token that it was got with."""
     ticket = await get_ticket(http, make_token("s1", ttl=2))

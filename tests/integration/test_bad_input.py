@@ -11,6 +11,7 @@ import logging
 import re
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -18,10 +19,12 @@ from urllib.parse import quote
 import httpx
 import pytest
 import pytest_asyncio
+import uvicorn
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent_sse import SimpleNotifier, requests
+from agent_sse.hub import Hub
 from agent_sse.keys import SESSION_ID
 from agent_sse.protocol import StreamProtocol
 from harness import DEADLINE, PREFIX, Served, Stream, Valkey, bearer, make_settings, make_token, serve, until
@@ -42,15 +45,32 @@ class Place(NamedTuple):
     http: httpx.AsyncClient
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place() -> AsyncIterator[Place]:
+@asynccontextmanager
+async def running(*, direct: bool) -> AsyncIterator[Place]:
     with tempfile.TemporaryDirectory(prefix="as") as folder:
         valkey = Valkey(Path(folder) / "v")
         await valkey.start()
         made = make_settings(valkey.url, max_body_bytes=BODY_LIMIT, heartbeat_interval=0.5)
-        async with serve(made) as served, httpx.AsyncClient(timeout=DEADLINE, base_url=served.url) as http:
+        async with (
+            serve(made, direct=direct) as served,
+            httpx.AsyncClient(timeout=DEADLINE, base_url=served.url) as http,
+        ):
             yield Place(served, valkey, http)
         await valkey.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def place() -> AsyncIterator[Place]:
+    """For what opens no stream: only the protocol of `agent-sse serve` refuses in JSON what is no HTTP."""
+    async with running(direct=True) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def either(sink: str) -> AsyncIterator[Place]:
+    """For what opens streams: once with each way to write them."""
+    async with running(direct=sink == "direct") as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -239,19 +259,19 @@ async def test_any_body_is_refused_while_nothing_is_asked(place: Place, body: by
     assert_refused(reply, 400, 404, 413, 422)
 
 
-async def test_bad_bodies_leave_the_service_well(place: Place) -> None:
+async def test_bad_bodies_leave_the_service_well(either: Place) -> None:
     """After all of that an answer still works, once, and the agent gets it."""
-    async with SimpleNotifier.from_url(place.valkey.url) as notifier:
-        async with Stream(place.served.events("well", make_token("well"))) as stream:
+    async with SimpleNotifier.from_url(either.valkey.url) as notifier:
+        async with Stream(either.served.events("well", make_token("well"))) as stream:
             asking = asyncio.create_task(notifier.request_permission("well", "t"))
             await stream.next("permission_request")
             for _, body, _ in BODIES:
-                reply = await place.http.post(
+                reply = await either.http.post(
                     f"{PREFIX}/permission-response/well", content=body, headers=bearer(make_token("well"))
                 )
                 assert_refused(reply, 400, 413, 422)
             assert not asking.done()
-            reply = await place.http.post(
+            reply = await either.http.post(
                 f"{PREFIX}/permission-response/well", content=OK, headers=bearer(make_token("well"))
             )
             assert 200 == reply.status_code
@@ -473,43 +493,43 @@ async def assert_reset_then_live(place: Place, stream: Stream, notifier: SimpleN
 
 
 @pytest.mark.parametrize("cursor", WRONG_CURSORS)
-async def test_bad_cursor_is_one_reset_and_a_living_stream(place: Place, cursor: str) -> None:
+async def test_bad_cursor_is_one_reset_and_a_living_stream(either: Place, cursor: str) -> None:
     """A cursor that cannot be one, in the header or in the query: one stream_reset, a snapshot, then live."""
-    async with SimpleNotifier.from_url(place.valkey.url) as notifier:
-        url = place.served.events(SESSION, make_token(SESSION))
+    async with SimpleNotifier.from_url(either.valkey.url) as notifier:
+        url = either.served.events(SESSION, make_token(SESSION))
         async with Stream(url, {"Last-Event-ID": cursor}) as stream:
-            await assert_reset_then_live(place, stream, notifier)
+            await assert_reset_then_live(either, stream, notifier)
         async with Stream(f"{url}&last_event_id={quote(cursor, encoding='latin-1')}") as stream:
-            await assert_reset_then_live(place, stream, notifier)
+            await assert_reset_then_live(either, stream, notifier)
         # The header wins, also when it is the wrong one.
         async with Stream(f"{url}&last_event_id=0-0", {"Last-Event-ID": cursor}) as stream:
-            await assert_reset_then_live(place, stream, notifier)
+            await assert_reset_then_live(either, stream, notifier)
 
 
 @pytest.mark.parametrize(
     "query", ["last_event_id=0-0&last_event_id=0-0", "last_event_id=%ff", "last_event_id=%00", "last_event_id=0-0%0a"]
 )
-async def test_odd_cursor_in_the_query_is_a_reset(place: Place, query: str) -> None:
+async def test_odd_cursor_in_the_query_is_a_reset(either: Place, query: str) -> None:
     """A repeated cursor, or one with bytes that are no text, is a malformed one."""
     async with (
-        SimpleNotifier.from_url(place.valkey.url) as notifier,
-        Stream(f"{place.served.events(SESSION, make_token(SESSION))}&{query}") as stream,
+        SimpleNotifier.from_url(either.valkey.url) as notifier,
+        Stream(f"{either.served.events(SESSION, make_token(SESSION))}&{query}") as stream,
     ):
-        await assert_reset_then_live(place, stream, notifier)
+        await assert_reset_then_live(either, stream, notifier)
 
 
-async def test_repeated_cursor_header_is_a_reset(place: Place) -> None:
+async def test_repeated_cursor_header_is_a_reset(either: Place) -> None:
     """Two Last-Event-ID headers are no cursor."""
-    async with SimpleNotifier.from_url(place.valkey.url) as notifier:
-        url = place.served.events(SESSION, make_token(SESSION))
+    async with SimpleNotifier.from_url(either.valkey.url) as notifier:
+        url = either.served.events(SESSION, make_token(SESSION))
         async with Stream(url, {"Last-Event-ID": "0-0", "last-event-id": "0-0"}) as stream:
-            await assert_reset_then_live(place, stream, notifier)
+            await assert_reset_then_live(either, stream, notifier)
 
 
 @pytest.mark.parametrize("query", ["last_event_id=", "last_event_id", ""])
-async def test_empty_cursor_is_none(place: Place, query: str) -> None:
+async def test_empty_cursor_is_none(either: Place, query: str) -> None:
     """An empty cursor is what a browser sends before its first id: a snapshot without a reset."""
-    url = f"{place.served.events(SESSION, make_token(SESSION))}&{query}"
+    url = f"{either.served.events(SESSION, make_token(SESSION))}&{query}"
     async with Stream(url, {"Last-Event-ID": ""} if not query else {}) as stream:
         await stream.primed()
         assert "stream_reset" not in {event.type for event in stream.records if event.data}
@@ -603,12 +623,16 @@ async def test_bad_token_in_the_query_is_401(place: Place, query: str) -> None:
         assert_refused(await exchange(place.served, line), 401)
 
 
-async def test_nothing_hangs_and_nothing_is_left_over(place: Place) -> None:
+async def test_nothing_hangs_and_nothing_is_left_over(place: Place, either: Place) -> None:
     """After everything above no stream is open, and no request is still being worked on."""
-    hub = place.served.app.state.agent_sse.hub
-    server = place.served.server
-    assert server is not None
-    await until(lambda: hub.open_streams == 0 and not server.server_state.tasks, what="an idle service")
+    for served in (place.served, either.served):
+        hub, server = served.app.state.agent_sse.hub, served.server
+        assert server is not None
+
+        def idle(hub: Hub = hub, server: uvicorn.Server = server) -> bool:
+            return hub.open_streams == 0 and not server.server_state.tasks
+
+        await until(idle, what="an idle service")
 
 
 async def test_the_tables_are_what_they_say() -> None:

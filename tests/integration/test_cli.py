@@ -376,6 +376,7 @@ def test_token_refuses_in_one_line(
 # -- publish ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("sink")
 async def test_publish_prints_the_id_of_an_event_that_arrives(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each publishable type reaches an open stream under the printed id, with what was left out filled in."""
     monkeypatch.chdir("/")

@@ -351,6 +351,7 @@ async def test_open_session_sets_the_owner_once(valkey: Valkey, notifier: Simple
     assert 19 == sum(isinstance(result, SessionOwned) for result in results)
 
 
+@pytest.mark.usefixtures("sink")
 async def test_close_session_erases_it(valkey: Valkey, notifier: SimpleNotifier) -> None:
     """Nothing of the session is left but a tombstone of a minute; waiters are told; the name can be used again."""
     await notifier.open_session("s", owner="alice")
