@@ -238,7 +238,8 @@ class ServiceProcess:
         self.lines: list[str] = []
         self.url = ""
         self._reader: asyncio.Task[None] | None = None
-        self._listening = asyncio.Event()
+        self.listening = asyncio.Event()  # set while it does
+        self._known = asyncio.Event()  # whether it came to that
 
     @property
     def served(self) -> Served:
@@ -249,14 +250,14 @@ class ServiceProcess:
         return "".join(self.lines)
 
     async def start(self) -> Served:
-        self._listening.clear()
+        self._known.clear()
         self.process = await asyncio.create_subprocess_exec(
             *self.command, env=self.environment, cwd="/", stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         self._reader = asyncio.create_task(self._read(self.process))
         async with asyncio.timeout(DEADLINE):
-            await self._listening.wait()
+            await self._known.wait()
         assert self.url, f"the service did not start:\n{self.output}"
         return self.served
 
@@ -268,12 +269,15 @@ class ServiceProcess:
             found = re.search(r"running on (http://[0-9.]+:\d+)", text)
             if found:
                 self.url = found[1]
-                self._listening.set()
-        self._listening.set()
+                self.listening.set()
+                self._known.set()
+        self.listening.clear()
+        self._known.set()
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it and return its exit status."""
         assert self.process is not None
+        self.listening.clear()
         if self.process.returncode is None:
             self.process.send_signal(number)
         async with asyncio.timeout(DEADLINE):
@@ -465,11 +469,13 @@ def session_name() -> str:
 class Follower:
     """A client that comes back with its last id whenever its stream ends, as a browser does, and keeps what it got.
 
-    ``url`` is asked at every connect, so the service may have moved. ``events`` are all data events but heartbeats.
+    ``url`` is asked at every connect, so the service may have moved. One that goes away sets ``listening`` when it is
+    back. ``events`` are all data events but heartbeats.
     """
 
-    def __init__(self, url: Callable[[], str]) -> None:
+    def __init__(self, url: Callable[[], str], listening: asyncio.Event | None = None) -> None:
         self.url = url
+        self.listening = listening
         self.events: list[Event] = []
         self.connects = 0
         self.stream: Stream | None = None
@@ -510,8 +516,10 @@ class Follower:
                 stack.push_async_callback(stream.close)
                 try:
                     await stream.open()
-                except (OSError, asyncio.IncompleteReadError):
-                    await asyncio.sleep(0.02)  # nobody listens there: a browser would wait for `retry`
+                except (OSError, asyncio.IncompleteReadError):  # nobody is there, or somebody who is leaving
+                    if self.listening is None:
+                        raise
+                    await self.listening.wait()
                     continue
                 assert stream.status == 200, stream.status
                 self.stream = stream

@@ -152,7 +152,7 @@ async def test_no_loss_while_the_service_restarts(valkey: Valkey, patient: Simpl
     """1,000 events while the service is stopped, killed and started again: all ids once, in order."""
     async with (
         ServiceProcess({"AGENT_SSE_REDIS_URL": valkey.url}) as process,
-        Follower(lambda: process.served.events(SESSION, make_token(SESSION))) as follower,
+        Follower(lambda: process.served.events(SESSION, make_token(SESSION)), process.listening) as follower,
     ):
         published = await publish(patient, 0, 100)
         for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
