@@ -177,6 +177,38 @@ def short_body(monkeypatch: pytest.MonkeyPatch, expired: list[str]) -> None:
     monkeypatch.setattr(limits, "BODY_TIMEOUT", SHORT)
 
 
+@pytest.fixture
+async def taken(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set whenever the server's thread has taken what came."""
+    event, loop = asyncio.Event(), asyncio.get_running_loop()
+    take = StreamProtocol.data_received
+
+    def note(self: StreamProtocol, data: bytes) -> None:
+        take(self, data)
+        loop.call_soon_threadsafe(event.set)
+
+    monkeypatch.setattr(StreamProtocol, "data_received", note)
+    return event
+
+
+@asynccontextmanager
+async def trickling(client: Client, taken: asyncio.Event, piece: bytes) -> AsyncIterator[None]:
+    """Send ``piece`` again and again, each time when the one before was taken."""
+
+    async def trickle() -> None:
+        while True:
+            taken.clear()
+            client.send(piece)
+            await taken.wait()
+
+    task = asyncio.create_task(trickle())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
 def assert_late(reply: tuple[int, dict[str, str], Any]) -> None:
     status, headers, body = reply
     assert (408, "application/json", "close") == (status, headers["content-type"], headers["connection"])
@@ -214,19 +246,12 @@ async def test_half_a_head_is_408(run: Callable[..., Place], loop: str, before: 
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.usefixtures("short_head")
-async def test_head_that_trickles_is_408(run: Callable[..., Place], loop: str) -> None:
+async def test_head_that_trickles_is_408(run: Callable[..., Place], loop: str, taken: asyncio.Event) -> None:
     """The time is for the whole head: bytes that come now and then do not prolong it."""
     async with connect(run(loop).url) as client:
-
-        async def trickle() -> None:
-            client.send(GET[:-2] + b"X-A: ")
-            while True:
-                client.send(b"a")
-                await asyncio.sleep(SHORT / 10)
-
-        trickling = asyncio.create_task(trickle())
-        assert_late(await client.reply())
-        trickling.cancel()
+        client.send(GET[:-2] + b"X-A: ")
+        async with trickling(client, taken, b"a"):
+            assert_late(await client.reply())
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -301,17 +326,16 @@ async def test_body_that_nobody_reads_and_nobody_sends_is_408(
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.usefixtures("short_body")
-async def test_body_without_end_behind_its_answer_is_cut(run: Callable[..., Place], loop: str) -> None:
+async def test_body_without_end_behind_its_answer_is_cut(
+    run: Callable[..., Place], loop: str, taken: asyncio.Event
+) -> None:
     """A client that goes on sending after it was answered is not listened to for ever."""
     async with connect(run(loop).url) as client:
         client.send(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert 200 == (await client.reply())[0]
-        with contextlib.suppress(ConnectionError):
-            async with asyncio.timeout(DEADLINE):
-                while not client.reader.at_eof():
-                    client.send(b"1\r\nx\r\n")
-                    await client.writer.drain()
-                    await asyncio.sleep(SHORT / 10)
+        async with trickling(client, taken, b"1\r\nx\r\n"):
+            with contextlib.suppress(ConnectionError):  # what it had not read yet makes the end a reset
+                assert b"" == await client.rest()
 
 
 @pytest.mark.parametrize("loop", LOOPS)
