@@ -215,6 +215,14 @@ def assert_late(reply: tuple[int, dict[str, str], Any]) -> None:
     assert "send it again" in body["message"]
 
 
+async def answer_after(limit: str, expired: list[str], place: Place, client: Client) -> tuple[int, Any]:
+    """Let the application answer when ``limit`` was met, not before; return status and JSON."""
+    await until(lambda: limit in expired)
+    place.app.go.set()
+    status, _, body = await client.reply()
+    return status, body
+
+
 # -- heads ------------------------------------------------------------------------------------------------------------
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -286,9 +294,7 @@ async def test_half_a_head_behind_a_request_waits_for_its_answer(
     place = run(loop)
     async with connect(place.url) as client:
         client.send(GET.replace(b"/ ", path + b" ") + GET[:10])
-        await until(lambda: "head_expired" in expired)
-        place.app.go.set()
-        assert (200, 0) == (await client.reply())[::2]
+        assert (200, 0) == await answer_after("head_expired", expired, place, client)
         assert b"" == await client.rest()
 
 
@@ -346,9 +352,7 @@ async def test_answer_that_has_begun_outlasts_a_missing_body(
     place = run(loop)
     async with connect(place.url) as client:
         client.send(b"POST /half HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
-        await until(lambda: "body_expired" in expired)
-        place.app.go.set()
-        assert (200, 0) == (await client.reply())[::2]
+        assert (200, 0) == await answer_after("body_expired", expired, place, client)
         assert b"" == await client.rest()
 
 
@@ -361,9 +365,7 @@ async def test_body_that_waits_for_its_reader_is_not_late(
     place = run(loop)
     async with connect(place.url) as client:
         client.send(b"POST /wait/read HTTP/1.1\r\nContent-Length: 900000\r\n\r\n" + b"x" * 900_000)
-        await until(lambda: "body_expired" in expired)
-        place.app.go.set()
-        assert (200, 900) == (await client.reply())[::2]
+        assert (200, 900) == await answer_after("body_expired", expired, place, client)
 
 
 # -- connections ------------------------------------------------------------------------------------------------------

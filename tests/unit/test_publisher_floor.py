@@ -330,21 +330,35 @@ def test_publisher_says_whether_an_event_has_left() -> None:
     assert [True, False] == run(scenario)
 
 
+def published(store: FakeStore, *rounds: list[Publish]) -> list[type[object]]:
+    """Publish what is in a round at once, round by round; return the types of the results or errors."""
+
+    async def scenario() -> list[object]:
+        publisher = Publisher(store, timeout=TIMEOUT)  # type: ignore[arg-type]
+        results: list[object] = []
+        for events in rounds:
+            results += await asyncio.gather(*map(publisher.publish, events), return_exceptions=True)
+        await publisher.aclose()
+        return results
+
+    return [type(result) for result in run(scenario)]
+
+
 def test_publisher_refuses_more_bytes_than_it_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound in bytes holds for what waits and what is on its way; what is answered makes room again."""
     monkeypatch.setattr(publisher_module, "MAX_WAITING_BYTES", 1000)
     store = FakeStore([Outcome("absent", wait=1)])
+    many = [Publish(f"s{i}", b"x" * 400, "other") for i in range(4)]
+    assert [str, str, QueueFull, QueueFull, str] == published(store, many, [Publish("s", b"x" * 2000, "other")])
 
-    async def scenario() -> list[object]:
-        publisher = Publisher(store, timeout=TIMEOUT)  # type: ignore[arg-type]
-        results = await asyncio.gather(
-            *(publisher.publish(Publish(f"s{i}", b"x" * 400, "other")) for i in range(4)), return_exceptions=True
-        )
-        results.append(await publisher.publish(Publish("s", b"x" * 2000, "other")))
-        await publisher.aclose()
-        return results
 
-    assert [False, False, True, True, False] == [isinstance(result, QueueFull) for result in run(scenario)]
+def test_publisher_refuses_more_than_it_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full queue is an error at once, and nothing of the refused event is kept."""
+    monkeypatch.setattr(publisher_module, "MAX_WAITING", 3)
+    store = FakeStore([Outcome("cut", wait=1)])
+    many = [Publish("s", b"%d" % i, "other") for i in range(5)]
+    assert [str, str, str, QueueFull, QueueFull] == published(store, many)
+    assert [b"0", b"1", b"2"] == [payload for _, payload, _ in store.model.stream]
 
 
 def test_publisher_forgets_what_nobody_waits_for() -> None:
@@ -363,24 +377,6 @@ def test_publisher_forgets_what_nobody_waits_for() -> None:
         return held
 
     assert 0 == run(scenario)
-
-
-def test_publisher_refuses_more_than_it_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full queue is an error at once, and nothing of the refused event is kept."""
-    monkeypatch.setattr(publisher_module, "MAX_WAITING", 3)
-    store = FakeStore([Outcome("cut", wait=1)])
-
-    async def scenario() -> list[object]:
-        publisher = Publisher(store, timeout=TIMEOUT)  # type: ignore[arg-type]
-        results = await asyncio.gather(
-            *(publisher.publish(Publish("s", b"%d" % i, "other")) for i in range(5)), return_exceptions=True
-        )
-        await publisher.aclose()
-        return results
-
-    results = run(scenario)
-    assert [False, False, False, True, True] == [isinstance(result, QueueFull) for result in results]
-    assert [b"0", b"1", b"2"] == [payload for _, payload, _ in store.model.stream]
 
 
 def test_publisher_outlives_a_defect() -> None:
