@@ -189,7 +189,7 @@ class Backend:
         else:
             if code == "READONLY":
                 # A demoted primary keeps its clients: behind a name or a proxy only new connections reach the new one.
-                wire.stale = True
+                self._servers.replace(wire)
             if script is not None and code == "NOSCRIPT":
                 error = self._unloadable.get(script.sha, error)
             order.done(translate(error))

@@ -37,6 +37,7 @@ PASSING_CODES = (
 DENYING_CODES = ("NOAUTH", "WRONGPASS", "NOPERM")
 CLOSED = "this connection to Redis was closed"
 CROWDED = "max number of clients reached"
+REPLACEMENT_PAUSE = 1.0  # s between two replacements of a server's wire: it may stay a replica for long
 
 
 class Servers:
@@ -48,6 +49,7 @@ class Servers:
         self.cluster: RedisCluster | None = None
         self._wires: dict[str, CommandWire] = {}
         self._retired: set[CommandWire] = set()
+        self._replaced: set[str] = set()  # the nodes whose wire was replaced a moment ago
         self._attempts: dict[str, asyncio.Task[Any]] = {}
         self._known = False
         self._suspect: str | None = None  # a node that was lost: it may be another one's slots by now
@@ -190,6 +192,13 @@ class Servers:
         """Return the wire to a server, None when there is none or it takes nothing now; then :meth:`reach` it."""
         wire = self._wires.get(node)
         return wire if wire is not None and not wire.congested and not wire.stale and wire.alive else None
+
+    def replace(self, wire: CommandWire) -> None:
+        """Let what comes next go over a new connection, unless this server has just got one for that."""
+        for node in [node for node, held in self._wires.items() if held is wire and node not in self._replaced]:
+            wire.stale = True
+            self._replaced.add(node)
+            asyncio.get_running_loop().call_later(REPLACEMENT_PAUSE, self._replaced.discard, node)
 
     async def reach(self, node: str) -> CommandWire:
         """Return the wire to a server as soon as it takes commands. Raises RedisUnavailable, RedisRefused."""
