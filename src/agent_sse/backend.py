@@ -185,7 +185,7 @@ class Backend:
             self._load(order, script, wire)
         elif code in ("MOVED", "ASK") and self.clustered and order.hops < HOPS:
             order.hops += 1
-            self._redirect(order, str(error).split()[2], moved=code == "MOVED")
+            self._redirect(order, error)
         else:
             if code == "READONLY":
                 # A demoted primary keeps its clients: behind a name or a proxy only new connections reach the new one.
@@ -208,13 +208,15 @@ class Backend:
             wire.send(pack(("SCRIPT", "LOAD", script.text)), loaded)
         order.send(order.node, wire)
 
-    def _redirect(self, order: _Order, address: str, *, moved: bool) -> None:
-        host, _, port = address.rpartition(":")
-        node = self._servers.learn(host or order.node.rpartition(":")[0], int(port))
-        if moved and not self._refreshing:
+    def _redirect(self, order: _Order, error: ReplyError) -> None:
+        order.asking = error.code == "ASK"
+        if not (order.asking or self._refreshing):
             self._refreshing = True
             self._errand(self._refresh())
-        order.asking = not moved
+        node = self._servers.learn(str(error), order.node)
+        if node is None:
+            order.done(translate(error))
+            return
         wire = self._servers.wire(node)
         if wire is None:
             self._errand(self._deliver([order], node))

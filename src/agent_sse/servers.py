@@ -175,15 +175,24 @@ class Servers:
                     for node in self._wires.keys() - self.cluster.nodes_manager.nodes_cache.keys():
                         self._retire(self._wires.pop(node))
 
-    def learn(self, host: str, port: int) -> str:
-        """Return the name of the node at an address that a redirection gave, which the topology may not have yet."""
-        if self.cluster is None:
-            return ""
+    def learn(self, redirection: str, asked: str) -> str | None:
+        """Return the name of the node at a redirection's address, which the topology may not have yet.
+
+        Without a host it is the one of the node that was ``asked``. None when nobody can be there: a node that speaks
+        TLS only may be announced with port 0.
+        """
+        host, _, port = "".join(redirection.split()[2:3]).rpartition(":")
+        host = host or asked.rpartition(":")[0]
+        if self.cluster is None or not host or not port.isdecimal() or not int(port):
+            return None
         manager = self.cluster.nodes_manager
-        node = manager.get_node(host=host, port=port)
-        if node is None:
-            node = ClusterNode(host, port, "primary", **manager.connection_kwargs)
-            manager.set_nodes(manager.nodes_cache, {node.name: node})
+        try:
+            node = manager.get_node(host=host, port=int(port))
+            if node is None:
+                node = ClusterNode(host, int(port), "primary", **manager.connection_kwargs)
+                manager.set_nodes(manager.nodes_cache, {node.name: node})
+        except OSError:  # it looks the name `localhost` up
+            return None
         return str(node.name)
 
     # -- wires --------------------------------------------------------------------------------------------------
