@@ -18,8 +18,9 @@ T = TypeVar("T", bound=Hashable)
 MAX_HEAD_BYTES = 32 * 1024  # request line and headers; also the trailers of a chunked body
 HEAD_TIMEOUT = 10.0  # s for a head to come whole: from connecting, or from its first byte on a connection kept alive
 # s from the head for the body, also one that nobody reads. The largest that is taken by default, 1 MiB, comes in that
-# time at 280 kbit/s, which a phone on a slow network still has; an answer to a permission request at 4 kbit/s. Whoever
-# reads a body bounds that first (requests.BODY_TIMEOUT); this is for the others, and for what comes after an answer.
+# time at 280 kbit/s, which a phone on a slow network still has; an answer to a permission request at 4 kbit/s. The one
+# endpoint of ours that reads a body is done with it sooner (requests.BODY_TIMEOUT, the same status); this is for all
+# others, a host application's too, and for what comes after an answer.
 BODY_TIMEOUT = 30.0
 MAX_CONNECTIONS = 100_000  # of one process, where the limit of open files is as good as none
 RETRY_AFTER = 5  # s, up to twice as much: when there are too many connections

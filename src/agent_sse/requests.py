@@ -16,7 +16,10 @@ from agent_sse.errors import ApiError
 from agent_sse.frames import EventId, parse_id
 
 TOKENS = "agent_sse.tokens"  # key in the ASGI scope
-BODY_TIMEOUT = 10.0  # s
+# s for a body that is read here. That is only the answer to a permission request, a few kilobytes, and a right has been
+# checked for it; so it may be shorter than limits.BODY_TIMEOUT, which is for whatever is sent to any endpoint of a
+# server, and it must be: then the endpoint answers in its own words, under every server.
+BODY_TIMEOUT = 10.0
 
 
 class PermissionAnswer(BaseModel):
@@ -73,7 +76,10 @@ def read_cursor(request: Request) -> tuple[EventId | None, str | None]:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Return the body of at most ``limit`` bytes. It is bounded while it comes in, whatever its headers say."""
+    """Return the body of at most ``limit`` bytes. It is bounded while it comes in, whatever its headers say.
+
+    Raises ApiError 400, 408 (https://www.rfc-editor.org/rfc/rfc9110#section-15.5.9) or 413.
+    """
     too_large = ApiError(413, "body_too_large", f"the body is larger than {limit} bytes; send less")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
@@ -87,8 +93,9 @@ async def read_body(request: Request, limit: int) -> bytes:
                     raise too_large
     except TimeoutError:
         raise ApiError(
-            400, "body_timeout", f"the body did not arrive within {BODY_TIMEOUT:g} s; send it again"
-        ) from None
+            408, "body_timeout", f"the body did not arrive within {BODY_TIMEOUT:g} s; send it again",
+            headers={"connection": "close"},  # what comes of it yet is not waited for
+        ) from None  # fmt: skip
     except ClientDisconnect:
         raise ApiError(400, "body_incomplete", "the body ended before its declared length") from None
     return bytes(body)

@@ -116,7 +116,7 @@ def router_of(service: Service, *, prefix: str | None = None) -> APIRouter:
     )  # fmt: skip
     router.add_api_route(
         "/permission-response/{session_id}", endpoints.respond, methods=["POST"], openapi_extra=ANSWER_SCHEMA,
-        summary="Answer a permission request", responses=error_docs(400, 401, 403, 404, 409, 410, 413, 422, 503),
+        summary="Answer a permission request", responses=error_docs(400, 401, 403, 404, 408, 409, 410, 413, 422, 503),
     )  # fmt: skip
     router.add_api_route(
         "/health/{session_id}", endpoints.health, methods=["GET"], summary="Look at a session",

@@ -381,7 +381,7 @@ async def test_api_description_lists_every_endpoint(http: httpx.AsyncClient) -> 
     }
     expected = {
         ("/events/{session_id}", "get"): {200, 401, 403, 422, 429, 503},
-        ("/permission-response/{session_id}", "post"): {200, 400, 401, 403, 404, 409, 410, 413, 422, 503},
+        ("/permission-response/{session_id}", "post"): {200, 400, 401, 403, 404, 408, 409, 410, 413, 422, 503},
         ("/health/{session_id}", "get"): {200, 401, 403, 422, 503},
         ("/ticket/{session_id}", "post"): {200, 401, 403, 422, 503},
         ("/sessions", "get"): {200, 401, 403, 503},
