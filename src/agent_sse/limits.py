@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from agent_sse import nofile
 from agent_sse.deadlines import Deadlines
@@ -24,14 +26,21 @@ HEAD_TIMEOUT = 10.0  # s for a head to come whole: from connecting, or from its 
 BODY_TIMEOUT = 30.0
 MAX_CONNECTIONS = 100_000  # of one process, where the limit of open files is as good as none
 RETRY_AFTER = 5  # s, up to twice as much: when there are too many connections
-SAY_FULL = 10.0  # s at least between two log lines that say so
+SAY_REFUSED = 10.0  # s at least between two log lines that say what was refused
 
 
-def refusal(status: str, code: str, message: str, *headers: str) -> bytes:
-    """Return a whole response in JSON, after which the connection is closed."""
+class Refusal(NamedTuple):
+    """A whole response, after which the connection is closed; it is counted by its ``code``."""
+
+    code: str
+    response: bytes
+
+
+def refusal(status: str, code: str, message: str, *headers: str) -> Refusal:
+    """Return a refusal whose response is JSON."""
     body = json.dumps({"success": False, "message": message, "error": {"code": code}}).encode()
     lines = ["content-type: application/json", "connection: close", f"content-length: {len(body)}", *headers]
-    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "\r\n"]).encode() + body
+    return Refusal(code, "\r\n".join([f"HTTP/1.1 {status}", *lines, "\r\n"]).encode() + body)
 
 
 MALFORMED = refusal(
@@ -55,10 +64,13 @@ LATE = refusal(
 )  # fmt: skip
 
 
-def full() -> bytes:
+FULL = "too_many_connections"
+
+
+def full() -> Refusal:
     """Return what a connection is told for which there is no room."""
     return refusal(
-        "503 Service Unavailable", "too_many_connections", "this process has no room for more connections; try again",
+        "503 Service Unavailable", FULL, "this process has no room for more connections; try again",
         f"retry-after: {RETRY_AFTER + random.randint(0, RETRY_AFTER)}",
     )  # fmt: skip
 
@@ -73,15 +85,26 @@ class Limits(Generic[T]):
         room = nofile.room()
         self.room = MAX_CONNECTIONS if room is None else min(room, MAX_CONNECTIONS)
         self.waiting_room = nofile.OWN // 2 if room is None else min(nofile.OWN // 2, room // 16)
-        self._refused = 0
-        self._say_at = 0.0
+        self.refused = Counter[str]()  # since the start, by the refusal's code
+        self._said = Counter[str]()  # what the log has of it
+        self._quiet = True  # nothing was said lately
+        self._loop = asyncio.get_running_loop()
 
-    def count_refused(self, now: float) -> None:
-        """Count a connection for which there is no room, and say so now and then."""
-        self._refused += 1
-        if now >= self._say_at:
-            log.warning(
-                "refused %d connections: the limit of open files leaves room for %d (ulimit -n)",
-                self._refused, self.room,
-            )  # fmt: skip
-            self._refused, self._say_at = 0, now + SAY_FULL
+    def count(self, code: str) -> None:
+        """Count a refusal. The log has the first at once and those behind it now and then: a flood is no flood there.
+
+        What was sent, and from where, is not said: it is anybody's, before any token was seen.
+        """
+        self.refused[code] += 1
+        if self._quiet:
+            self._say()
+
+    def _say(self) -> None:
+        news = self.refused - self._said
+        self._quiet = not news
+        if news:
+            hint = f"; the limit of open files leaves room for {self.room} (ulimit -n)" if FULL in news else ""
+            kinds = ", ".join(f"{count} {code}" for code, count in sorted(news.items()))
+            log.warning("refused requests: %s%s", kinds, hint)
+            self._said = self.refused.copy()
+            self._loop.call_later(SAY_REFUSED, self._say)

@@ -89,7 +89,7 @@ class StreamProtocol(HttpToolsProtocol):
         Its refusal waits for the first bytes of its request: with those unread the kernel would answer a close with a
         reset, and the client might never see it. So only some may wait.
         """
-        self._limits.count_refused(self.loop.time())
+        self._limits.count(limits.FULL)
         self._full = True
         if len(self.connections) > self._limits.room + self._limits.waiting_room:
             self.transport.abort()
@@ -129,10 +129,11 @@ class StreamProtocol(HttpToolsProtocol):
             self.transport.abort()  # what waits to be sent is not being read
         elif self._answering():
             self.cycle.keep_alive = False
+            self._limits.count(limits.LATE.code)
         elif self._begun:
             self._refuse(limits.LATE)
         else:
-            self.transport.close()
+            self.transport.close()  # nothing was asked: a browser has connections at the ready
 
     def body_expired(self) -> None:
         """Give up a body that did not come whole in time."""
@@ -142,8 +143,10 @@ class StreamProtocol(HttpToolsProtocol):
             self._limits.bodies.add(self)  # it is this side that does not read
         elif not self._answering():
             self.transport.close()
+            self._limits.count(limits.LATE.code)
         elif self.cycle.response_started:
             self.cycle.keep_alive = False
+            self._limits.count(limits.LATE.code)
         else:
             self._refuse(limits.LATE)
 
@@ -275,8 +278,9 @@ class StreamProtocol(HttpToolsProtocol):
             super().on_header(name, value)
         else:
             self._head_bytes += len(name) + len(value)
-            if self._head_bytes > limits.MAX_HEAD_BYTES:
+            if self._head_bytes > limits.MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.transport.close()
+                self._limits.count(limits.HEAD_TOO_LARGE.code)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body, unless the head was refused."""
@@ -294,8 +298,10 @@ class StreamProtocol(HttpToolsProtocol):
         """Refuse what the parser could not read."""
         self._refuse(limits.MALFORMED)
 
-    def _refuse(self, response: bytes) -> None:
+    def _refuse(self, refusal: limits.Refusal) -> None:
         """Send a refusal and close; never as the answer to a request before it, nor into one that has begun."""
+        if not (self._refused or self._full):  # the first reason counts; for a full house it did when this one came
+            self._limits.count(refusal.code)
         self._refused = True
         handled = self._answering()
         if handled and self._in_head and not self.cycle.response_started:
@@ -303,7 +309,7 @@ class StreamProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             return
         if not (handled and (self.cycle.response_started or self.pipeline)):
-            self.transport.write(response)
+            self.transport.write(refusal.response)
         if handled:  # and nobody writes another response behind it
             self.cycle.disconnected = True
             self.cycle.message_event.set()
