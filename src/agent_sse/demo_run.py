@@ -23,13 +23,14 @@ from pathlib import Path
 from agent_sse.auth import encode_token, make_secret
 from agent_sse.demo import MISSING_GIT, MISSING_PACKAGES
 from agent_sse.errors import AgentSseError, ConfigurationError
+from agent_sse.lines import FixedLines, InputLines, Lines
 from agent_sse.notifier import SimpleNotifier
 from agent_sse.routes import load_settings
 from agent_sse.serve import check_address, page_url
 from agent_sse.settings import Settings
 from agent_sse.state_dir import socket_path, socket_url
 from agent_sse.terminal import escape
-from agent_sse.watch import FixedLines, InputLines, Lines, Watch, answering, following, print_line
+from agent_sse.watch import Watch, answering, following, print_line
 from agent_sse.watch_view import HINT, Event, data_of, text_of
 
 SESSION = "demo"

@@ -6,7 +6,6 @@ Hub and connection are those of the service, so nothing is lost, also when Redis
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
 import getpass
 import json
@@ -14,10 +13,9 @@ import logging
 import os
 import signal
 import sys
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -28,6 +26,7 @@ from agent_sse.errors import ConfigurationError, RedisRefused, RedisUnavailable
 from agent_sse.frames import Frame
 from agent_sse.hub import Hub
 from agent_sse.keys import check_session_id
+from agent_sse.lines import REASON_LIMIT, InputLines, Lines, single_keys
 from agent_sse.permissions import Permissions
 from agent_sse.settings import RedisSettings, Settings
 from agent_sse.state_dir import state_dir
@@ -39,8 +38,6 @@ from agent_sse.watch_view import Event, LineView, LogToView, TableView, View, da
 NO_REDIS = "no Redis: set AGENT_SSE_REDIS_URL, or start `agent-sse serve` (its embedded Valkey is used then)"
 REFRESH = 0.5  # s; times go on while nothing happens
 UNREAD = 0.7  # s; an answer that comes this soon after a request appeared was typed for what was there before
-LINES_AHEAD = 100
-REASON_LIMIT = 2000
 
 
 async def find_redis(settings: RedisSettings) -> str:
@@ -202,105 +199,6 @@ async def following(settings: Settings, url: str, session_id: str, view: View) -
         await backend.aclose()
 
 
-# -- what is typed ----------------------------------------------------------------------------------------------------
-
-
-class Lines(Protocol):
-    """Where answers come from. ``typed``: from a person at a terminal."""
-
-    typed: bool
-
-    async def next(self) -> str | None:
-        """Return the next line, None when there are no more."""
-
-
-class InputLines:
-    """Lines of standard input, of a terminal with or without its line discipline, a pipe or a file.
-
-    ``on_change`` is called with what is typed of the next line so far.
-    """
-
-    def __init__(self, on_change: Callable[[str], None] = lambda _: None, *, fd: int = 0) -> None:
-        self.typed = os.isatty(fd)
-        self._fd = fd
-        self._on_change = on_change
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._partial = ""
-        self._lines: deque[str] = deque()
-        self._ended = False
-        self._some = asyncio.Event()
-        self._reading = False
-
-    async def next(self) -> str | None:
-        """Return the next line, None at the end of the input."""
-        while not self._lines and not self._ended:
-            self._some.clear()
-            self._listen()
-            if not self._lines and not self._ended:
-                await self._some.wait()
-        return self._lines.popleft() if self._lines else None
-
-    def close(self) -> None:
-        """Stop reading."""
-        if self._reading:
-            asyncio.get_running_loop().remove_reader(self._fd)
-            self._reading = False
-
-    def _listen(self) -> None:
-        if self._reading:
-            return
-        try:
-            asyncio.get_running_loop().add_reader(self._fd, self._read)
-            self._reading = True
-        except PermissionError:
-            self._read()  # a file is always ready, and epoll does not take one
-        except (OSError, ValueError):
-            self._end()
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._fd, 4096)
-        except BlockingIOError:
-            return
-        except OSError:  # closed, or the terminal has gone
-            data = b""
-        if not data:
-            self._end()
-            return
-        for char in self._decoder.decode(data):
-            if char in "\r\n":
-                self._lines.append(self._partial)
-                self._partial = ""
-            elif char in "\x7f\b":
-                self._partial = self._partial[:-1]
-            elif char.isprintable() and len(self._partial) < REASON_LIMIT:
-                self._partial += char
-        self._on_change(self._partial)
-        self._some.set()
-        if len(self._lines) > LINES_AHEAD:
-            self.close()
-
-    def _end(self) -> None:
-        self.close()
-        if self._partial:
-            self._lines.append(self._partial)
-        self._partial, self._ended = "", True
-        self._some.set()
-
-
-class FixedLines:
-    """The same line for ever, for a run without a person."""
-
-    typed = False
-
-    def __init__(self, line: str) -> None:
-        self._line = line
-
-    async def next(self) -> str | None:
-        """Return the line."""
-        return self._line
-
-
 async def answering(watch: Watch, lines: Lines) -> None:
     """Give each line to the watch. Lines that nobody types wait until something is asked, one for each request."""
     while True:
@@ -354,7 +252,7 @@ async def _run_on_screen(settings: Settings, url: str, session_id: str, console:
         async with following(settings, url, session_id, view) as watch:
             view.online = watch.online
             with (
-                _single_keys(),
+                single_keys(),
                 contextlib.closing(InputLines(typed)) as lines,
                 Live(view.render(), console=console, screen=True, auto_refresh=False) as live,
             ):
@@ -378,21 +276,6 @@ async def _until_end(watch: Watch, *work: Any) -> None:
                 task.cancel()
     except* BrokenPipeError:
         pass  # nobody reads the output any more
-
-
-@contextmanager
-def _single_keys() -> Iterator[None]:
-    """Take keys one by one and without echo: the picture shows them where the next drawing does not wipe them out."""
-    import termios
-
-    before = termios.tcgetattr(0)
-    changed = termios.tcgetattr(0)
-    changed[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(0, termios.TCSADRAIN, changed)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
 def print_line(line: str) -> None:

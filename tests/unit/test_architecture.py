@@ -21,7 +21,7 @@ ROOT = "agent_sse"
 ROOMS: tuple[frozenset[str], ...] = tuple(
     frozenset(room.split())
     for room in (
-        "errors frames settings terminal access_log scripts shutdown jwt_text token_cache wheel deadlines nofile",
+        "errors frames settings terminal access_log scripts shutdown jwt_text token_cache wheel deadlines nofile lines",
         "keys events sinks limits state_dir watch_view wire",
         "servers",
         "backend embedded protocol jwt_claims jwt_keys requests",
