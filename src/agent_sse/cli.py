@@ -148,9 +148,9 @@ async def _publish(session: str, body: bytes) -> str:
     from agent_sse.backend import Backend
     from agent_sse.incoming import read_event
     from agent_sse.publisher import Publisher
+    from agent_sse.redis_url import find_redis
     from agent_sse.requests import parse_json
     from agent_sse.store import Store
-    from agent_sse.watch import find_redis
 
     settings = _settings()
     try:

@@ -10,21 +10,20 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from agent_sse import embedded, events
+from agent_sse import events
 from agent_sse.backend import Backend
 from agent_sse.errors import AgentSseError, ConfigurationError, InvalidEvent, RedisUnavailable, SessionOwned
 from agent_sse.keys import check_session_id
 from agent_sse.permissions import PermissionDecision, PermissionRequest, Permissions
 from agent_sse.publisher import Publisher
+from agent_sse.redis_url import find_redis
 from agent_sse.settings import RedisSettings, Settings, describe
-from agent_sse.state_dir import state_dir
 from agent_sse.store import Publish, Store
 from agent_sse.tool_calls import ToolCall
 
@@ -121,22 +120,13 @@ class SimpleNotifier:
                 if self._closed:
                     raise AgentSseError("this notifier is closed; make a new one")
                 if self._parts is None:
-                    url = self.settings.redis_url or await self._embedded_url()
+                    url = await find_redis(self.settings)
                     # Half of it: a connection that went silent leaves time for a try on another one.
                     backend = Backend(url, timeout=self.settings.publish_timeout / 2)
                     store = Store(backend, self.settings)
                     publisher = Publisher(store, timeout=self.settings.publish_timeout)
                     self._parts = (backend, store, publisher, Permissions(store))
         return self._parts
-
-    async def _embedded_url(self) -> str:
-        folder: Path = state_dir(self.settings.state_dir)
-        url = await embedded.attach_url(folder)
-        if url is None:
-            raise ConfigurationError(
-                "no Redis: set AGENT_SSE_REDIS_URL, or start `agent-sse serve` (its embedded Valkey is used then)"
-            )
-        return url
 
     # -- sessions -----------------------------------------------------------------------------------------------
 

@@ -20,37 +20,22 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from agent_sse import embedded
 from agent_sse.backend import Backend
-from agent_sse.errors import ConfigurationError, RedisRefused, RedisUnavailable
+from agent_sse.errors import RedisRefused, RedisUnavailable
 from agent_sse.frames import Frame
 from agent_sse.hub import Hub
 from agent_sse.keys import check_session_id
 from agent_sse.lines import REASON_LIMIT, InputLines, Lines, single_keys
 from agent_sse.permissions import Permissions
-from agent_sse.settings import RedisSettings, Settings
-from agent_sse.state_dir import state_dir
+from agent_sse.redis_url import find_redis
+from agent_sse.settings import Settings
 from agent_sse.store import Store
 from agent_sse.stream import Connection
 from agent_sse.terminal import escape
 from agent_sse.watch_view import Event, LineView, LogToView, TableView, View, data_of
 
-NO_REDIS = "no Redis: set AGENT_SSE_REDIS_URL, or start `agent-sse serve` (its embedded Valkey is used then)"
 REFRESH = 0.5  # s; times go on while nothing happens
 UNREAD = 0.7  # s; an answer that comes this soon after a request appeared was typed for what was there before
-
-
-async def find_redis(settings: RedisSettings) -> str:
-    """Return the configured Redis' URL, else that of the embedded Valkey that runs for this user.
-
-    Raises :class:`ConfigurationError` when neither is there.
-    """
-    if settings.redis_url:
-        return settings.redis_url
-    url = await embedded.attach_url(state_dir(settings.state_dir))
-    if url is None:
-        raise ConfigurationError(NO_REDIS)
-    return url
 
 
 class EventSink:

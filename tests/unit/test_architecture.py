@@ -25,7 +25,7 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
         "keys events sinks limits state_dir watch_view wire",
         "servers",
         "backend embedded protocol jwt_claims jwt_keys requests",
-        "auth pubsub store",
+        "auth pubsub store redis_url",
         "channel stream permissions publisher readiness incoming",
         "hub tool_calls",
         "notifier service responses watch api_errors",
