@@ -108,6 +108,17 @@ def router_of(service: Service, *, prefix: str | None = None) -> APIRouter:
         dependencies=[Security(HTTPBearer(auto_error=False, description="JWT"))],
     )
     endpoints = _Endpoints(service)
+    _add_stream_routes(router, endpoints)
+    _add_session_routes(router, endpoints)
+    if router.prefix:  # without one, all of the host's own paths would be behind it
+        router.add_api_route(
+            "/{rest:path}", _refuse_path(router), methods=["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"],
+            include_in_schema=False,
+        )  # fmt: skip
+    return router
+
+
+def _add_stream_routes(router: APIRouter, endpoints: _Endpoints) -> None:
     limits = error_docs(401, 403, 422, 429, 503)
     router.add_api_route(
         "/events/{session_id}", endpoints.events, methods=["GET"], summary="Open the event stream",
@@ -118,6 +129,9 @@ def router_of(service: Service, *, prefix: str | None = None) -> APIRouter:
         "/permission-response/{session_id}", endpoints.respond, methods=["POST"], openapi_extra=ANSWER_SCHEMA,
         summary="Answer a permission request", responses=error_docs(400, 401, 403, 404, 408, 409, 410, 413, 422, 503),
     )  # fmt: skip
+
+
+def _add_session_routes(router: APIRouter, endpoints: _Endpoints) -> None:
     router.add_api_route(
         "/health/{session_id}", endpoints.health, methods=["GET"], summary="Look at a session",
         responses=error_docs(401, 403, 422, 503),
@@ -130,12 +144,6 @@ def router_of(service: Service, *, prefix: str | None = None) -> APIRouter:
         "/sessions", endpoints.sessions, methods=["GET"], summary="List the sessions that the token may use",
         responses=error_docs(401, 403, 503),
     )  # fmt: skip
-    if router.prefix:  # without one, all of the host's own paths would be behind it
-        router.add_api_route(
-            "/{rest:path}", _refuse_path(router), methods=["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"],
-            include_in_schema=False,
-        )  # fmt: skip
-    return router
 
 
 def _refuse_path(router: APIRouter) -> Callable[[Request, str], Coroutine[Any, Any, Response]]:
