@@ -17,38 +17,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from agent_sse import limits
+from agent_sse.held_head import HeldHead
 from agent_sse.sinks import DirectSink
 
 CONNECTION = "agent_sse.connection"  # key in the ASGI scope's extensions: the request's StreamProtocol
-
-
-class HeldHead(asyncio.Transport):
-    """Stands in for the transport of ``cycle``, a request, while uvicorn writes the head of its response."""
-
-    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
-        self.data = b""
-        self.cycle = cycle
-        self._keep_alive = cycle.keep_alive
-        self._transport = transport
-
-    def keep_open(self) -> None:
-        """Let the connection serve more requests after this one, unless the head has said already that it will not."""
-        if not self.data:
-            self.cycle.keep_alive = self._keep_alive
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep ``data``."""
-        self.data += data
-
-    def is_closing(self) -> bool:
-        """Whether the connection is."""
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        """Close the connection after what was kept."""
-        self._transport.write(self.data)
-        self._transport.close()
-
 
 _shared: WeakKeyDictionary[ServerState, limits.Limits[StreamProtocol]] = WeakKeyDictionary()
 

@@ -21,7 +21,8 @@ ROOT = "agent_sse"
 ROOMS: tuple[frozenset[str], ...] = tuple(
     frozenset(room.split())
     for room in (
-        "errors frames settings terminal access_log scripts shutdown jwt_text token_cache wheel deadlines nofile lines",
+        "errors frames settings terminal access_log scripts shutdown jwt_text token_cache wheel deadlines nofile lines "
+        "held_head",
         "keys events sinks limits state_dir watch_view wire",
         "servers",
         "backend embedded protocol jwt_claims jwt_keys requests",
@@ -58,7 +59,7 @@ PURE = {
 THIRD_PARTY = {
     "fastapi": {"api_errors", "app", "routes"},
     "starlette": {"api_errors", "app", "opening", "requests", "responses", "routes"},
-    "uvicorn": {"protocol", "serve"},
+    "uvicorn": {"held_head", "protocol", "serve"},
     "redis": {"servers", "wire"},
     "hiredis": {"wire"},
     "jose": {"auth", "jwt_keys"},
