@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent_sse.errors import RedisRefused, RedisUnavailable
 from agent_sse.scripts import Script
@@ -22,13 +21,17 @@ HOPS = 5  # redirections that one call follows; a slot that moves takes two
 ASKING = pack(("ASKING",))
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A script to run: its keys are names of one session, so of one cluster slot."""
+class Call(NamedTuple):
+    """A script to run. ``key`` is in the cluster slot of all its keys; ``packed`` is the EVALSHA as it is sent."""
 
     script: Script
-    keys: Sequence[str]
-    args: Sequence[Arg]
+    key: str
+    packed: bytes
+
+    @classmethod
+    def of(cls, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Call:
+        """Return the call with these keys, which share a slot, and these arguments."""
+        return cls(script, keys[0], pack(("EVALSHA", script.sha, len(keys), *keys, *args)))
 
 
 class Backend:
@@ -108,12 +111,12 @@ class Backend:
         behind it. Calls that were sent between may have run by then: a script whose order matters checks it itself
         (publish.lua's floor).
         """
-        key = call.keys[0]
+        script, key, packed = call
         node = self._servers.server_of(key)
         wire = self._servers.wire(node)
         if wire is None:
             return False
-        _Order(self, _evalsha(call), key, call.script, done).send(node, wire)
+        _Order(self, packed, key, script, done).send(node, wire)
         return True
 
     # -- several, awaited ---------------------------------------------------------------------------------------
@@ -131,7 +134,7 @@ class Backend:
         When none was answered for want of a server, that is raised. For scripts that the server does not know see
         :meth:`post`.
         """
-        return await self._gather([(_evalsha(call), call.keys[0], call.script) for call in calls])
+        return await self._gather([(packed, key, script) for script, key, packed in calls])
 
     async def command(self, *args: Arg) -> Any:
         """Run one command on one key."""
@@ -284,10 +287,6 @@ class _Answers:
                 self.all.set_result(self._results)
 
         return done
-
-
-def _evalsha(call: Call) -> bytes:
-    return pack(("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args))
 
 
 def _ignore(reply: object) -> None:

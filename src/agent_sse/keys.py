@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 from agent_sse.errors import InvalidSessionId
 
-REMEMBERED = 1024  # sessions whose names are kept: building them is a tenth of a publish
 SESSION_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,127}")
 SESSION_ID_RULE = "a session id is 1 to 128 of A-Z a-z 0-9 . _ : - and does not start with . : -"
 
@@ -49,13 +47,13 @@ class Keyspace:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self._remembered = lru_cache(REMEMBERED)(self._session)
+
+    def channel(self, session_id: str) -> str:
+        """Return the channel of a session whose id was checked before."""
+        return f"{self.prefix}:{{{session_id}}}:channel"
 
     def session(self, session_id: str) -> SessionKeys:
         """Return the names of a session whose id was checked before."""
-        return self._remembered(session_id)
-
-    def _session(self, session_id: str) -> SessionKeys:
         base = f"{self.prefix}:{{{session_id}}}:"
         return SessionKeys(
             events=base + "events",
@@ -67,7 +65,7 @@ class Keyspace:
             due=base + "due",
             streams=base + "streams",
             closed=base + "closed",
-            channel=base + "channel",
+            channel=self.channel(session_id),
             wake=base + "wake",
         )
 

@@ -6,14 +6,15 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from agent_sse import scripts
 from agent_sse.backend import Arg, Backend, Call
-from agent_sse.frames import ZERO, EventId, format_id, parse_id
+from agent_sse.frames import ZERO, EventId, format_id, read_id
 from agent_sse.keys import Keyspace
 from agent_sse.scripts import Script
 from agent_sse.settings import RedisSettings
+from agent_sse.wire import pack, pack_items
 
 STREAM_LEASE_MS = 45_000  # how long a process's count of open streams is believed
 TICKET_SECONDS = 30
@@ -48,7 +49,7 @@ class Page:
     @property
     def last(self) -> EventId:
         """The id of the last event. There is one."""
-        return _id(self.ids[-1])
+        return read_id(self.ids[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,7 @@ class Snapshot:
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(NamedTuple):
     """A session as Redis has it now. ``closed_tip`` is set for a minute after ``close_session``."""
 
     tip: EventId
@@ -84,13 +84,6 @@ class Health:
     pending_total: int
 
 
-def _id(text: bytes) -> EventId:
-    event_id = parse_id(text)
-    if event_id is None:
-        raise ValueError(f"Redis returned {text!r} for an event id")
-    return event_id
-
-
 class Store:
     """Session operations on one :class:`Backend`, with the bounds of the settings."""
 
@@ -104,14 +97,33 @@ class Store:
             settings.retention_bytes,
             int(settings.session_ttl * 1000),
         )
+        self._heads: dict[tuple[str, int, int, str], bytes] = {}  # one per script and length of a session id
 
     def call(self, script: Script, session_id: str, *args: Arg) -> Call:
         """Return the call of a session script, whose first keys and arguments are always the same."""
-        k = self.keyspace.session(session_id)
+        name = session_id.encode()
+        shape = (script.name, len(name), len(args), self.backend.publish_command)
+        head = self._heads.get(shape)
+        if head is None:
+            head = self._heads[shape] = self._head(script, *shape[1:])
+        return Call(script, f"{{{session_id}}}", head.replace(b"\0" * len(name), name) + pack_items(args))
+
+    def _head(self, script: Script, length: int, count: int, publish_command: str) -> bytes:
+        """Return all of a call but its last ``count`` arguments, for a session id of ``length`` NULs.
+
+        Packing the keys anew would be half of what a call costs this process.
+        """
+        k = self.keyspace.session("\0" * length)
         keys: tuple[str, ...] = (k.events, k.state, k.channel, k.calls, k.publishers, k.closed)
         if script not in (scripts.PUBLISH, scripts.REPLAY, scripts.OPEN):
             keys = (*keys, k.requests, k.queue, k.due, k.wake, k.streams)
-        return Call(script, keys, (*self._bounds, self.backend.publish_command, *args))
+        last = ("",) * count
+        packed = pack(("EVALSHA", script.sha, len(keys), *keys, *self._bounds, publish_command, *last))
+        return packed[: len(packed) - len(pack_items(last))]
+
+    def server_of(self, session_id: str) -> str:
+        """Return the name of the server that has a session, ``""`` while there is one only or that is not known."""
+        return self.backend.server_of(f"{{{session_id}}}")
 
     def publish_call(self, event: Publish, publisher: str, count: int, floor: int) -> Call:
         """Return the call that appends an event. See publish.lua for ``count`` and ``floor``."""
@@ -128,16 +140,16 @@ class Store:
         """Read up to ``events`` events and about ``size`` bytes after ``cursor``."""
         reply = await self._run(scripts.REPLAY, session_id, format_id(cursor), events, size)
         status: Literal["ok", "expired", "lost"] = reply[0].decode()
-        return Page(status, _id(reply[1]), _id(reply[2]) if reply[2] else None, reply[3::2], reply[4::2])
+        return Page(status, read_id(reply[1]), read_id(reply[2]) if reply[2] else None, reply[3::2], reply[4::2])
 
     async def snapshot(self, session_id: str) -> Snapshot:
         """Read the session's present state at one moment."""
         tip, closed, last, result, calls, shown, now = await self._run(scripts.SNAPSHOT, session_id)
         statuses = sorted(
-            (_id(event_id), payload) for event_id, payload in (value.split(b" ", 1) for value in calls[1::2])
+            (read_id(event_id), payload) for event_id, payload in (value.split(b" ", 1) for value in calls[1::2])
         )
         payloads = [payload for _, payload in statuses] or ([last] if last else [])
-        return Snapshot(_id(tip), _id(closed) if closed else None, payloads, result or None, shown, int(now))
+        return Snapshot(read_id(tip), read_id(closed) if closed else None, payloads, result or None, shown, int(now))
 
     async def tick_many(self, sessions: Sequence[tuple[str, str, int]]) -> list[Tick | Exception]:
         """Tick sessions in one pipeline; each is ``(session id, process id, its open streams)``."""
@@ -150,7 +162,8 @@ class Store:
     @staticmethod
     def _tick(reply: Sequence[Any]) -> Tick:
         tip, closed, due, shown = reply
-        return Tick(_id(tip), _id(closed) if closed else None, int(due) if int(due) >= 0 else None, shown)
+        due_ms = int(due)
+        return Tick(read_id(tip), read_id(closed) if closed else None, due_ms if due_ms >= 0 else None, shown)
 
     async def health(self, session_id: str) -> Health:
         """Read what the health endpoint tells; counts of processes that stopped renewing them are left out."""
@@ -161,7 +174,7 @@ class Store:
             if int(until) > int(now):
                 counts[process.decode()] = int(count)
         rows = [(flag == b"1", payload) for flag, payload in zip(pending[::2], pending[1::2], strict=True)]
-        return Health(_id(tip), int(retained), counts, rows, int(total))
+        return Health(read_id(tip), int(retained), counts, rows, int(total))
 
     async def open(self, session_id: str, owner: str) -> bool:
         """Register the owner; False when another one owns the session."""
@@ -205,7 +218,7 @@ class Store:
         if not sessions:
             return []
         tips = await self.backend.commands([("HGET", self.keyspace.session(s).state, "tip") for s in sessions])
-        return [_id(tip) if tip else ZERO for tip in tips]
+        return [read_id(tip) if tip else ZERO for tip in tips]
 
     async def keep_ticket(self, ticket: str, content: dict[str, Any]) -> None:
         """Store a stream ticket for 30 s; only its SHA-256 reaches Redis."""

@@ -33,6 +33,12 @@ def pack(command: tuple[Arg, ...]) -> bytes:
     return packed
 
 
+def pack_items(items: tuple[Arg, ...]) -> bytes:
+    """Return items as they stand in a command, without the head that counts them."""
+    packed = pack(items)
+    return packed[packed.index(b"\n") + 1 :]
+
+
 class ReplyError(Exception):
     """An error reply, as the server put it. ``code`` is its first word."""
 

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_sse import PermissionDecision, SimpleNotifier, scripts
-from agent_sse.backend import Backend
+from agent_sse.backend import Backend, Call
 from agent_sse.store import Publish, Store
 from harness import (
     DEADLINE,
@@ -53,12 +52,15 @@ async def direct_store(valkey: Valkey) -> AsyncIterator[Store]:
         await backend.aclose()
 
 
+def unheard(call: Call) -> Call:
+    """Return a call whose message goes to a channel that nobody reads."""
+    return call._replace(packed=call.packed.replace(b":channel\r", b":nowhere\r"))
+
+
 async def publish_unheard(store: Store, session: str, payload: dict[str, Any]) -> str:
     """Append an event whose message never arrives: it is published on a channel that nobody reads."""
     call = store.publish_call(Publish(session, json.dumps(payload).encode(), "other"), session_name(), 1, 0)
-    keys = [*call.keys]
-    keys[2] += "-nowhere"
-    event_id: bytes = (await store.backend.run(replace(call, keys=keys)))[0]
+    event_id: bytes = (await store.backend.run(unheard(call)))[0]
     return event_id.decode()
 
 
@@ -471,9 +473,7 @@ async def test_stream_ends_when_its_session_is_closed(
                 await notifier.close_session("s1")
             else:
                 call = store.call(scripts.CLOSE, "s1")
-                keys = [*call.keys]
-                keys[2] += "-nowhere"
-                await store.backend.run(replace(call, keys=keys))
+                await store.backend.run(unheard(call))
             for stream in (first, second):
                 await stream.end()
                 last = stream.records[-1]

@@ -126,7 +126,7 @@ APPEND = script("redis.call('RPUSH', KEYS[1], ARGV[1]) return ARGV[1]")
 
 
 def append(value: int, key: str = "list") -> Call:
-    return Call(APPEND, [key], [value])
+    return Call.of(APPEND, [key], [value])
 
 
 async def numbers(valkey: Valkey, key: str = "list") -> list[int]:
