@@ -64,4 +64,4 @@ async def notifier(valkey: Valkey) -> AsyncIterator[SimpleNotifier]:
 @pytest.fixture
 def no_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a long heartbeat besides, no tick finds within a test's deadline what is to be found without one."""
-    monkeypatch.setattr("agent_sse.hub.TICK_INTERVAL", 600.0)
+    monkeypatch.setattr("agent_sse.ticks.TICK_INTERVAL", 600.0)

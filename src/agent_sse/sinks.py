@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from os import write
 from typing import Any, Protocol, cast
 
-from agent_sse.frames import Frame, chunk
+from agent_sse.frames import chunk, unchunked
 
 # ASGI's `send`; spelt out here, so that this module needs no web framework.
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -31,8 +31,8 @@ class Sink(Protocol):
     def write(self, data: bytes) -> bool:
         """Take ``data``, not empty. False: over the bound, write no more until :meth:`drained`."""
 
-    def send(self, frame: Frame) -> bool:
-        """Take a frame that was encoded for many; otherwise as :meth:`write`."""
+    def send(self, chunked: bytes) -> bool:
+        """Take a chunk of the chunked coding, made once for many streams; otherwise as :meth:`write`."""
 
     async def drained(self) -> None:
         """Wait until the sink is under half its bound again."""
@@ -94,9 +94,9 @@ class DirectSink(asyncio.Protocol):
         """Write ``data`` as a chunk of its own; False when more than the bound waits."""
         return self._put(chunk(data) if self.chunked else data)
 
-    def send(self, frame: Frame) -> bool:
-        """Write a frame; False when more than the bound waits."""
-        data = frame[1] if self.chunked else frame[0]
+    def send(self, chunked: bytes) -> bool:
+        """Write a chunk; False when more than the bound waits."""
+        data = chunked if self.chunked else unchunked(chunked)
         # The whole service spends most of its time here: as few steps as can be. A transport that closes gives its
         # descriptor back some time, and then the number may be another connection's.
         if self._clear and not self.transport.is_closing():
@@ -253,9 +253,9 @@ class AsgiSink:
             return False
         return True
 
-    def send(self, frame: Frame) -> bool:
-        """Queue a frame; the server does the transfer coding itself."""
-        return self.write(frame[0])
+    def send(self, chunked: bytes) -> bool:
+        """Queue what is in a chunk; the server does the transfer coding itself."""
+        return self.write(unchunked(chunked))
 
     def gather(self) -> None:
         """Do nothing: :meth:`run` sends all that is queued at a time."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from agent_sse import events, frames
 from agent_sse.errors import RedisRefused, RedisUnavailable
-from agent_sse.frames import EventId, Frame
+from agent_sse.frames import EventId
 from agent_sse.sinks import Sink
 
 if TYPE_CHECKING:
@@ -107,12 +107,12 @@ class Connection:
             if not taken and self.live:
                 self._lag()
 
-    def deliver(self, event_id: EventId, frame: Frame, now: float) -> None:
-        """Take an event from the hub, if it is for this connection to take."""
+    def deliver(self, event_id: EventId, chunk: bytes, now: float) -> None:
+        """Take an event from the hub, as a chunk, if it is for this connection to take."""
         if self.live and (self.cursor is None or event_id > self.cursor) and self._sink is not None:
             self.cursor = event_id
             self.last_write = now
-            if not self._sink.send(frame):
+            if not self._sink.send(chunk):
                 self._lag()
 
     def _lag(self) -> None:

@@ -22,7 +22,7 @@ from rich.live import Live
 
 from agent_sse.backend import Backend
 from agent_sse.errors import RedisRefused, RedisUnavailable
-from agent_sse.frames import Frame
+from agent_sse.frames import unchunked
 from agent_sse.hub import Hub
 from agent_sse.keys import check_session_id
 from agent_sse.lines import REASON_LIMIT, InputLines, Lines, single_keys
@@ -61,9 +61,9 @@ class EventSink:
             self.ended.set()  # nobody reads the output any more (`watch s1 | head`)
         return True
 
-    def send(self, frame: Frame) -> bool:
-        """Take a whole frame."""
-        return self.write(frame[0])
+    def send(self, chunked: bytes) -> bool:
+        """Take what is in a chunk: whole frames."""
+        return self.write(unchunked(chunked))
 
     def gather(self) -> None:
         """Do nothing: it writes nowhere."""

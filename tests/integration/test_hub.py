@@ -97,7 +97,7 @@ async def test_events_that_come_while_a_sync_reads_outlast_an_older_answer_to_a_
             if not published:
                 published.append(await notifier.error("s1", "two"))
                 await until(lambda: channel.seen > (channel.tip or (0, 0)), what="the event's message")
-                await hub._tick([channel])
+                await hub._ticks.compare([channel])
             return page
 
         monkeypatch.setattr(hub.store, "replay", late)
@@ -146,7 +146,7 @@ async def test_event_of_a_moment_without_subscription_reaches_a_stream_that_join
     valkey: Valkey, notifier: SimpleNotifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A subscription that is lost and made anew while a new stream's first page is on its way leaves no gap."""
-    monkeypatch.setattr("agent_sse.hub.PRESENCE_INTERVAL", NO_TICKS)  # the count of streams comes with a tick
+    monkeypatch.setattr("agent_sse.ticks.PRESENCE_INTERVAL", NO_TICKS)  # the count of streams comes with a tick
     first = await notifier.error("s1", "one")
     async with serve(make_settings(valkey.url, heartbeat_interval=NO_TICKS)) as served:
         hub: Hub = served.app.state.agent_sse.hub
@@ -257,10 +257,10 @@ async def test_streams_that_left_before_their_subscription_leave_nothing(valkey:
             for number in range(20):
                 session = f"gone{number}"
                 await stack.enter_async_context(Stream(served.events(session, make_token(session))))
-            await until(lambda: sum(map(len, hub._ticks._slots.values())), what="the channels' turns")
+            await until(lambda: sum(map(len, hub._ticks._wheel._slots.values())), what="the channels' turns")
         await until(lambda: not hub.open_streams, what="the streams' end")
         valkey.process.send_signal(signal.SIGCONT)
-        await until(lambda: not any(hub._ticks._slots.values()), what="an empty wheel")
+        await until(lambda: not any(hub._ticks._wheel._slots.values()), what="an empty wheel")
 
 
 async def test_what_was_read_before_a_session_was_closed_says_nothing_of_the_next(valkey: Valkey) -> None:

@@ -28,6 +28,7 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
         "backend embedded protocol jwt_claims jwt_keys requests",
         "auth pubsub store redis_url",
         "channel stream permissions publisher readiness incoming",
+        "ticks",
         "hub tool_calls",
         "notifier service responses watch api_errors",
         "opening",

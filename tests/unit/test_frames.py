@@ -60,7 +60,11 @@ def test_id_from_any_bytes_is_canonical_or_none(text: bytes) -> None:
 def test_event_frame_is_one_event_whatever_it_carries(ms: int, seq: int, value: object) -> None:
     """An event's JSON comes back unchanged as one event with its id: no text in it can end a line or forge one."""
     event_id = frames.format_id((ms, seq))
-    (event,) = read(frames.event_frame(event_id, encode({"type": "x", "data": value})))
+    payload = encode({"type": "x", "data": value})
+    (event,) = read(frames.event_frame(event_id, payload))
+    chunked = frames.event_chunk(event_id, payload)
+    assert frames.chunk(frames.event_frame(event_id, payload)) == chunked
+    assert frames.event_frame(event_id, payload) == frames.unchunked(chunked)
     assert (event_id.decode(), {"type": "x", "data": value}) == (event.id, event.json)
 
 

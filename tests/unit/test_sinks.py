@@ -13,7 +13,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_sse.frames import encoded
+from agent_sse.frames import chunk
 from agent_sse.sinks import AsgiSink, DirectSink, Stalled
 from harness import until
 
@@ -123,7 +123,7 @@ async def test_first_bytes_leave_with_the_head_in_one_write() -> None:
     sink = taken_over(pipe)
     sink.gather()
     assert sink.write(b"one")
-    assert sink.send(encoded(b"two"))
+    assert sink.send(chunk(b"two"))
     assert (0, False) == (pipe.writes, sink.idle)
     await asyncio.sleep(0)
     assert (1, HEAD + b"3\r\none\r\n3\r\ntwo\r\n") == (pipe.writes, pipe.buffer)
@@ -159,13 +159,13 @@ def test_writer_that_heeds_the_answers_holds_the_bound_and_loses_nothing(sizes: 
         pipe = Pipe()
         sink = taken_over(pipe)
         pace = itertools.cycle(takes)
-        frames = [encoded(bytes([65 + n % 26]) * size) for n, size in enumerate(sizes)]
+        frames = [bytes([65 + n % 26]) * size for n, size in enumerate(sizes)]
         sink.gather()
         for n, frame in enumerate(frames):
             if n % 5 == 4:
                 sink.gather()
-            going_on = sink.write(frame[0]) if n % 3 == 0 else sink.send(frame)
-            assert len(pipe.buffer) <= BOUND + max(len(f[1]) for f in frames) + len(HEAD)
+            going_on = sink.write(frame) if n % 3 == 0 else sink.send(chunk(frame))
+            assert len(pipe.buffer) <= BOUND + max(len(chunk(f)) for f in frames) + len(HEAD)
             if not going_on:
                 drained = asyncio.ensure_future(sink.drained())
                 while not drained.done():
@@ -178,7 +178,7 @@ def test_writer_that_heeds_the_answers_holds_the_bound_and_loses_nothing(sizes: 
         sink.finish()
         pipe.take(10**6)
         assert pipe.sent.startswith(HEAD)
-        assert (b"".join(frame[0] for frame in frames), True) == unchunked(pipe.sent.removeprefix(HEAD))
+        assert (b"".join(frames), True) == unchunked(pipe.sent.removeprefix(HEAD))
 
     asyncio.run(run())
 
@@ -214,7 +214,7 @@ async def test_finish_ends_the_response_behind_what_waits() -> None:
     sink.finish()
     sink.finish()
     assert sink.write(b"too late")
-    assert sink.send(encoded(b"too late"))
+    assert sink.send(chunk(b"too late"))
     assert (True, False, []) == (pipe.closing, sink.idle, lost)
     pipe.take(10**6)
     await asyncio.sleep(0)
@@ -310,7 +310,7 @@ def test_frames_keep_their_order_whoever_writes_them(loop: Callable[[], asyncio.
         for number in range(300):
             data = b"%d " % number * (1 + number % 977)
             expected += data
-            sink.send(encoded(data))
+            sink.send(chunk(data))
             waited += not sink.idle
             if number % 3 == 0:
                 got += await asyncio.get_running_loop().sock_recv(far, 3000)
@@ -338,12 +338,12 @@ def test_closing_connection_is_written_to_no_more(loop: Callable[[], asyncio.Abs
         far.setblocking(False)
         await until(lambda: hasattr(sink, "transport"))
         sink.write(b"before")
-        sink.send(encoded(b"direct"))
+        sink.send(chunk(b"direct"))
         sink.transport.abort()
-        sink.send(encoded(b"after"))
+        sink.send(chunk(b"after"))
         async with asyncio.timeout(30):
             await lost.wait()
-        sink.send(encoded(b"late"))
+        sink.send(chunk(b"late"))
         got = b""
         while data := await asyncio.get_running_loop().sock_recv(far, 100):
             got += data
@@ -369,7 +369,7 @@ def test_bound_holds_on_real_connections(loop: Callable[[], asyncio.AbstractEven
         await asyncio.get_running_loop().create_connection(lambda: sink, sock=near)
         sink.held = [HEAD]
         sink.gather()
-        frame, most, stops = encoded(b"x" * 5000), 0, 0
+        frame, most, stops = chunk(b"x" * 5000), 0, 0
         got = bytearray()
 
         async def read() -> None:
@@ -393,7 +393,7 @@ def test_bound_holds_on_real_connections(loop: Callable[[], asyncio.AbstractEven
             await reading
         far.close()
         assert (b"x" * 10**6, True) == unchunked(bytes(got).removeprefix(HEAD))
-        assert most <= 20_000 + len(frame[1]) + len(HEAD)
+        assert most <= 20_000 + len(frame) + len(HEAD)
         assert stops > 1
 
     with asyncio.Runner(loop_factory=loop) as runner:
@@ -423,7 +423,7 @@ async def test_asgi_sink_bounds_and_ends() -> None:
     sink = AsgiSink(client.send, bound=BOUND, timeout=TIMEOUT)
     running = asyncio.ensure_future(sink.run())
     assert sink.write(b"x" * 900)
-    assert not sink.send(encoded(b"y" * 200))
+    assert not sink.send(chunk(b"y" * 200))
     waiting = asyncio.ensure_future(sink.drained())
     await asyncio.sleep(0)
     assert (False, False) == (waiting.done(), sink.idle)
