@@ -175,8 +175,8 @@ class Hub:
         log.info("session %s: a client took no bytes for too long and is disconnected", session_id)
 
     def heartbeat(self) -> bytes:
-        """Return a heartbeat frame, built once for all that get one at this moment."""
-        if self._beat[0] != self.now:
+        """Return a heartbeat frame, built once for all that get one in the same millisecond."""
+        if self.now - self._beat[0] >= 0.001:
             self._beat = (self.now, frames.heartbeat_frame(time.time()))
         return self._beat[1]
 

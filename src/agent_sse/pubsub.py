@@ -186,8 +186,7 @@ class _Link:
         self.wire = Wire(self._take)
         self._prefix = "S" if sharded else ""
         self._sharded = sharded
-        self._orders: dict[bytes, bool] = {}
-        self._ordered = asyncio.Event()
+        self._orders: dict[bytes, bool] = {}  # of this step of the loop
         self._answered = True
         self.confirmed = False
         self.task: asyncio.Task[None] | None = None
@@ -196,22 +195,20 @@ class _Link:
         self.task = asyncio.create_task(self._run(), name=f"agent-sse pub/sub {self.node}")
 
     def subscribe(self, channel: bytes) -> None:
-        self._orders[channel] = True
-        self._ordered.set()
+        self._order(channel, True)
 
     def unsubscribe(self, channel: bytes) -> None:
-        self._orders[channel] = False
-        self._ordered.set()
+        self._order(channel, False)
 
     async def _run(self) -> None:
-        sending = asyncio.create_task(self._send(), name=f"agent-sse pub/sub {self.node} out")
+        pinging = asyncio.create_task(self._ping(), name=f"agent-sse pub/sub {self.node} PING")
         try:
-            await asyncio.wait((self.wire.lost, sending), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((self.wire.lost, pinging), return_when=asyncio.FIRST_COMPLETED)
             await self.wire.aclose()
             log.info("pub/sub connection lost: %s", self.wire.reason)
         finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+            pinging.cancel()
+            await asyncio.gather(pinging, return_exceptions=True)
             self.wire.abort("connection closed")
             await self.wire.aclose()
             self.owner.ended(self)
@@ -232,26 +229,24 @@ class _Link:
         else:
             self._answered = True
 
-    async def _send(self) -> None:
+    async def _ping(self) -> None:
         loop = asyncio.get_running_loop()
-        next_ping = loop.time() + PING_INTERVAL
-        while True:
-            try:
-                async with asyncio.timeout_at(next_ping):
-                    await self._ordered.wait()
-            except TimeoutError:
-                if not self._answered and self.wire.heard + PING_INTERVAL <= loop.time():
-                    self.wire.abort(f"no answer to PING within {PING_INTERVAL:g} s")
-                    return
-                self._answered = False
-                next_ping = loop.time() + PING_INTERVAL
-                self.wire.write(pack(("PING",)))
-                continue
-            self._ordered.clear()
-            orders, self._orders = self._orders, {}
-            for verb, wanted in (("UNSUBSCRIBE", False), ("SUBSCRIBE", True)):
-                channels = [channel for channel, subscribe in orders.items() if subscribe is wanted]
-                # Sharded channels of one command must share a slot, so there each gets its own, all in one write.
-                size = 1 if self._sharded else SUBSCRIBE_BATCH
-                for i in range(0, len(channels), size):
-                    self.wire.write(pack((self._prefix + verb, *channels[i : i + size])))
+        while self._answered or self.wire.heard + PING_INTERVAL > loop.time():
+            self._answered = False
+            self.wire.write(pack(("PING",)))
+            await asyncio.sleep(PING_INTERVAL)
+        self.wire.abort(f"no answer to PING within {PING_INTERVAL:g} s")
+
+    def _order(self, channel: bytes, subscribe: bool) -> None:
+        if not self._orders:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._orders[channel] = subscribe
+
+    def _send(self) -> None:
+        orders, self._orders = self._orders, {}
+        for verb, wanted in (("UNSUBSCRIBE", False), ("SUBSCRIBE", True)):
+            channels = [channel for channel, subscribe in orders.items() if subscribe is wanted]
+            # Sharded channels of one command must share a slot, so there each gets its own, all in one write.
+            size = 1 if self._sharded else SUBSCRIBE_BATCH
+            for i in range(0, len(channels), size):
+                self.wire.write(pack((self._prefix + verb, *channels[i : i + size])))
