@@ -35,6 +35,8 @@ sock = socket.socket(socket.AF_UNIX); sock.connect(sys.argv[1])
 one = b"*3\\r\\n$7\\r\\nPUBLISH\\r\\n$%d\\r\\n%s\\r\\n$%d\\r\\n%s\\r\\n" % (
     len(sys.argv[2]), sys.argv[2].encode(), len(sys.argv[3]), sys.argv[3].encode())
 left = int(sys.argv[4])
+print(flush=True)
+sys.stdin.readline()
 while left:
     some = min(left, int(sys.argv[5]))
     sock.sendall(one * some)
@@ -50,21 +52,21 @@ def cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def feed(url: str, count: int, burst: int) -> None:
-    path = url.removeprefix("unix://")
-    arguments = [sys.executable, "-c", FEED, path, CHANNEL.decode(), PAYLOAD.decode(), str(count), str(burst)]
-    assert 0 == await (await asyncio.create_subprocess_exec(*arguments)).wait()
-
-
 async def measured(url: str, count: int, burst: int, received: asyncio.Event) -> float:
     """CPU seconds of this process until the last message is received."""
-    feeding = asyncio.create_task(feed(url, count, burst))
-    await asyncio.sleep(0)
+    path = url.removeprefix("unix://")
+    arguments = [sys.executable, "-c", FEED, path, CHANNEL.decode(), PAYLOAD.decode(), str(count), str(burst)]
+    pipe = asyncio.subprocess.PIPE
+    feeder = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe)
+    assert feeder.stdin is not None
+    assert feeder.stdout is not None
+    await feeder.stdout.readline()  # starting it costs this process milliseconds
     started = cpu()
+    feeder.stdin.write(b"\n")
     async with asyncio.timeout(120):
         await received.wait()
     used = cpu() - started
-    await feeding
+    assert 0 == await feeder.wait()
     return used
 
 

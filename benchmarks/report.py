@@ -217,8 +217,11 @@ def goals(found: Medians, sizes: Sizes) -> list[Goal]:
     def starlette(workload: str) -> float | None:
         return ratio(get(workload, "sse-starlette", "cpu_us"), ours(workload, "cpu_us"))
 
-    grown = [value for streams in sizes.growth if (value := ours("growth", f"cpu_us_{streams}")) is not None]
-    spread = ratio(max(grown), min(grown)) if len(grown) == len(sizes.growth) else None
+    def spread(peer: str) -> float | None:
+        grown = [get("growth", peer, f"cpu_us_{streams}") for streams in sizes.growth]
+        known = [value for value in grown if value is not None]
+        return ratio(max(known), min(known)) if len(known) == len(grown) else None
+
     between = f"{min(sizes.growth):,} to {max(sizes.growth):,} streams"
     net = versus("sessions", "cpu_us", "nchan-redis", "net_us")
     stormed = versus("storm", "distinct_cold_per_core", "sse-starlette")
@@ -239,7 +242,9 @@ def goals(found: Medians, sizes: Sizes) -> list[Goal]:
         Goal("storm, own sessions, once warm (no goal)", None, False, ours("storm", "distinct_warm_per_core")),
         Goal("storm, one session, once warm (no goal)", None, False, ours("storm", "one_warm_per_core")),
         Goal("storm, own sessions ÷ sse-starlette", 5.0, False, stormed),
-        Goal(f"CPU per event from {between}: most ÷ least", 1.2, True, spread),
+        Goal(f"CPU per event from {between}: most ÷ least", 1.2, True, spread("agent-sse")),
+        Goal("  the same of C, from Redis", None, True, spread("floor-redis")),
+        Goal("  the same of nchan, Redis", None, True, spread("nchan-redis")),
         Goal("sse-starlette ÷ this, CPU per event, 1 session × 500", 6.0, False, starlette("fanout")),
         Goal("sse-starlette ÷ this, CPU per event, 1,000 sessions", 6.0, False, starlette("sessions")),
         Goal("receiving a message, µs over the bare parse", 6.0, True, ours("receive", "over_bare_single_us")),
