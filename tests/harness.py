@@ -24,9 +24,11 @@ import uvicorn
 
 from agent_sse.app import create_app
 from agent_sse.auth import encode_token
+from agent_sse.backend import Call
 from agent_sse.protocol import StreamProtocol
 from agent_sse.settings import Settings
 from agent_sse.state_dir import find_server
+from agent_sse.store import Publish, Store
 
 SECRET = "a-secret-for-tests-of-at-least-32-bytes"
 PREFIX = "/agent_backend/api/sse"
@@ -464,6 +466,18 @@ class Stream:
 def session_name() -> str:
     """A session id that no other test uses."""
     return f"s{time.time_ns():x}{os.urandom(3).hex()}"
+
+
+def unheard(call: Call) -> Call:
+    """Return a call whose message goes to a channel that nobody reads."""
+    return call._replace(packed=call.packed.replace(b":channel\r", b":nowhere\r"))
+
+
+async def publish_unheard(store: Store, session: str, payload: dict[str, Any]) -> str:
+    """Append an event whose message never arrives: it is published on a channel that nobody reads."""
+    call = store.publish_call(Publish(session, json.dumps(payload).encode(), "other"), session_name(), 1, 0)
+    event_id: bytes = (await store.backend.run(unheard(call)))[0]
+    return event_id.decode()
 
 
 class Follower:

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,8 +20,20 @@ from agent_sse import SimpleNotifier
 from agent_sse.backend import Backend
 from agent_sse.frames import format_id
 from agent_sse.store import Publish, Store
-from harness import Follower, Stream, Valkey, bearer, make_settings, make_token, serve, services_of, until
+from harness import (
+    Follower,
+    Stream,
+    Valkey,
+    bearer,
+    make_settings,
+    make_token,
+    publish_unheard,
+    serve,
+    services_of,
+    until,
+)
 
+NEWS = {"type": "error", "message": "x", "code": "x"}
 SLOTS = 16384
 NODES = 3
 
@@ -214,6 +227,37 @@ async def test_cluster_shard_that_is_silent_delays_only_its_own(cluster: Cluster
         await slow.until_id(published[-1])
         assert (published, others) == (slow.ids, quick.ids)
         assert [f"{n:03}" for n in range(50)] == [event.json["message"] for event in slow.events if event.id][5:]
+
+
+async def test_cluster_shard_that_is_silent_keeps_no_other_sessions_tick_waiting(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a frozen node owes the answers to its sessions' ticks, another node's lost last message is found by one."""
+    monkeypatch.setattr("agent_sse.service.Backend", partial(Backend, timeout=120.0))  # ticks wait, they do not fail
+    hit, spared = session_on(cluster, 1), session_on(cluster, 2)
+    frozen = cluster.nodes[1].process
+    assert frozen is not None
+    backend = Backend(cluster.url)
+    async with (
+        serve(make_settings(cluster.url, heartbeat_interval=0.3)) as served,
+        Follower(lambda: served.events(hit, make_token(hit))) as slow,
+        Follower(lambda: served.events(spared, make_token(spared))) as quick,
+    ):
+        try:
+            await backend.connect()
+            ids = [await publish_unheard(Store(backend, make_settings(cluster.url)), spared, NEWS) for _ in range(2)]
+            await quick.until_id(ids[-1])
+            frozen.send_signal(signal.SIGSTOP)
+            (service,) = services_of(served.app)
+            waiting = service.hub._ticks._queues
+            await until(lambda: service.store.server_of(hit) in waiting and not any(waiting.values()), what="its tick")
+            ids.append(await publish_unheard(Store(backend, make_settings(cluster.url)), spared, NEWS))
+            await quick.until_id(ids[-1])
+            assert service.store.server_of(hit) in waiting
+        finally:
+            frozen.send_signal(signal.SIGCONT)
+            await backend.aclose()
+        assert (ids, []) == (quick.ids, slow.ids)
 
 
 async def test_cluster_call_on_a_slot_that_moved_finds_it(cluster: Cluster) -> None:

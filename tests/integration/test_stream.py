@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_sse import PermissionDecision, SimpleNotifier, scripts
-from agent_sse.backend import Backend, Call
-from agent_sse.store import Publish, Store
+from agent_sse.backend import Backend
+from agent_sse.store import Store
 from harness import (
     DEADLINE,
     Event,
@@ -30,9 +30,10 @@ from harness import (
     bearer,
     make_settings,
     make_token,
+    publish_unheard,
     serve,
     services_of,
-    session_name,
+    unheard,
     until,
 )
 
@@ -50,18 +51,6 @@ async def direct_store(valkey: Valkey) -> AsyncIterator[Store]:
         yield Store(backend, make_settings(valkey.url))
     finally:
         await backend.aclose()
-
-
-def unheard(call: Call) -> Call:
-    """Return a call whose message goes to a channel that nobody reads."""
-    return call._replace(packed=call.packed.replace(b":channel\r", b":nowhere\r"))
-
-
-async def publish_unheard(store: Store, session: str, payload: dict[str, Any]) -> str:
-    """Append an event whose message never arrives: it is published on a channel that nobody reads."""
-    call = store.publish_call(Publish(session, json.dumps(payload).encode(), "other"), session_name(), 1, 0)
-    event_id: bytes = (await store.backend.run(unheard(call)))[0]
-    return event_id.decode()
 
 
 def shape(events: list[Event]) -> list[tuple[str | None, bool]]:
