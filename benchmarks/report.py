@@ -138,6 +138,7 @@ def sections(sizes: Sizes) -> dict[str, tuple[str, list[Row]]]:
             f"growth at {sizes.growth_rate:,.0f} events/s",
             [
                 *growing("cpu_us", "CPU per event, µs"),
+                *growing("redis_cpu_us", "Redis' CPU, µs"),
                 *growing("p50_ms", "p50, ms", 2),
                 *growing("p99_ms", "p99, ms", 2),
                 *growing("kib", "KiB per stream"),
@@ -217,8 +218,8 @@ def goals(found: Medians, sizes: Sizes) -> list[Goal]:
     def starlette(workload: str) -> float | None:
         return ratio(get(workload, "sse-starlette", "cpu_us"), ours(workload, "cpu_us"))
 
-    def spread(peer: str) -> float | None:
-        grown = [get("growth", peer, f"cpu_us_{streams}") for streams in sizes.growth]
+    def spread(peer: str, figure: str = "cpu_us") -> float | None:
+        grown = [get("growth", peer, f"{figure}_{streams}") for streams in sizes.growth]
         known = [value for value in grown if value is not None]
         return ratio(max(known), min(known)) if len(known) == len(grown) else None
 
@@ -243,6 +244,7 @@ def goals(found: Medians, sizes: Sizes) -> list[Goal]:
         Goal("storm, one session, once warm (no goal)", None, False, ours("storm", "one_warm_per_core")),
         Goal("storm, own sessions ÷ sse-starlette", 5.0, False, stormed),
         Goal(f"CPU per event from {between}: most ÷ least", 1.2, True, spread("agent-sse")),
+        Goal("  the same of Redis itself, for the same events", None, True, spread("agent-sse", "redis_cpu_us")),
         Goal("  the same of C, from Redis", None, True, spread("floor-redis")),
         Goal("  the same of nchan, Redis", None, True, spread("nchan-redis")),
         Goal("sse-starlette ÷ this, CPU per event, 1 session × 500", 6.0, False, starlette("fanout")),

@@ -248,7 +248,7 @@ def growth(lab: Lab, peer: Peer) -> Figures:
             time.sleep(sizes.rest)
             count = round(sizes.growth_rate * sizes.growth_seconds)
             found = delivery(stage, load, ids, rate=sizes.growth_rate, count=count, copies=1)
-            for key in ("cpu_us", "p50_ms", "p99_ms", "lost", "doubled"):
+            for key in ("cpu_us", "redis_cpu_us", "p50_ms", "p99_ms", "lost", "doubled"):
                 figures[f"{key}_{streams}"] = found[key]
     return figures
 

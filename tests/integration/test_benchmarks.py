@@ -36,7 +36,11 @@ OURS = {
         for figure in ("per_s", "cpu_us", "lone_us", "evalsha_us", "lone_ratio")
     },
     "receive": {f"{way}_{pace}_us" for way in ("bare", "ours", "over_bare", "pubsub") for pace in ("single", "burst")},
-    "growth": {f"{figure}_{size}" for figure in ("cpu_us", "p50_ms", "p99_ms", "kib", "lost") for size in (5, 20)},
+    "growth": {
+        f"{figure}_{size}"
+        for figure in ("cpu_us", "redis_cpu_us", "p50_ms", "p99_ms", "kib", "lost")
+        for size in (5, 20)
+    },
 }
 WORD = f"bench-{os.getpid()}-"
 WRONG = ("lost", "doubled", "broken", "surplus", "ended")
