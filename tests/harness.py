@@ -332,6 +332,7 @@ class Stream:
         *,
         receive_buffer: int | None = None,
         trust: ssl.SSLContext | None = None,
+        version: str = "1.1",
     ) -> None:
         found = re.fullmatch(r"https?://([^:/]+):(\d+)(/.*)", url)
         assert found, url
@@ -339,6 +340,7 @@ class Stream:
         self.headers = headers or {}
         self.receive_buffer = receive_buffer
         self.trust = trust  # for https
+        self.version = version  # of HTTP
         self.status = 0
         self.response_headers: dict[str, str] = {}
         self.last_id: str | None = None
@@ -367,7 +369,7 @@ class Stream:
             self._reader, self._writer = await asyncio.open_connection(
                 sock=sock, limit=2**20, ssl=self.trust, server_hostname=self.host if self.trust else None
             )
-            lines = [f"GET {self.target} HTTP/1.1", f"Host: {self.host}", "Accept: text/event-stream"]
+            lines = [f"GET {self.target} HTTP/{self.version}", f"Host: {self.host}", "Accept: text/event-stream"]
             lines += [f"{name}: {value}" for name, value in self.headers.items()]
             self._writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
             head = await self._reader.readuntil(b"\r\n\r\n")
@@ -390,6 +392,10 @@ class Stream:
                     self._feed(await self._reader.readexactly(size))
                     await self._reader.readexactly(2)
                 await self._reader.readexactly(2)
+                self.complete = True
+            elif "content-length" not in self.response_headers:
+                while data := await self._reader.read(2**16):
+                    self._feed(data)
                 self.complete = True
             else:
                 self._feed(await self._reader.readexactly(int(self.response_headers["content-length"])))

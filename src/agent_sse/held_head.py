@@ -31,5 +31,6 @@ class HeldHead(asyncio.Transport):
 
     def close(self) -> None:
         """Close the connection after what was kept."""
-        self._transport.write(self.data)
+        data, self.data = self.data, b""
+        self._transport.write(data)
         self._transport.close()

@@ -20,6 +20,7 @@ from agent_sse import limits
 from agent_sse.held_head import HeldHead
 from agent_sse.sinks import DirectSink
 
+CHUNKED = b"transfer-encoding: chunked\r\n"  # as uvicorn writes it
 CONNECTION = "agent_sse.connection"  # key in the ASGI scope's extensions: the request's StreamProtocol
 
 _shared: WeakKeyDictionary[ServerState, limits.Limits[StreamProtocol]] = WeakKeyDictionary()
@@ -144,8 +145,6 @@ class StreamProtocol(HttpToolsProtocol):
             self.cycle.transport = self._held = HeldHead(self.transport, self.cycle)
             if self._way_is_free(self.cycle):
                 self.cycle.keep_alive = False  # RFC 9112 § 9.6: the head says that the connection ends with the stream
-            if self.scope["http_version"] == "1.0" and self._way_is_free(self.cycle):
-                self.cycle.chunked_encoding = False  # that version has no chunks; the response ends with the connection
 
     def release_head(self) -> None:
         """Send what was kept, if it has not gone out."""
@@ -155,9 +154,6 @@ class StreamProtocol(HttpToolsProtocol):
             if held.data:
                 self.transport.write(held.data)
             held.keep_open()
-            if held.cycle.chunked_encoding is False:  # uvicorn would want to know the response's length
-                held.cycle.disconnected = True
-                self.transport.close()
 
     def take_over(self, sink: DirectSink) -> bool:
         """Let ``sink`` have the connection for good, after the head of a response without a length was sent.
@@ -173,7 +169,9 @@ class StreamProtocol(HttpToolsProtocol):
         if not cycle.response_started or not self._way_is_free(cycle):
             return False
         cycle.response_complete = True  # the request may return now; see `going_on` for one that does not
-        sink.chunked = cycle.chunked_encoding is True
+        head, sink.chunked = held.data, cycle.chunked_encoding is True
+        if cycle.scope["http_version"] == "1.0":  # it knows no chunks: the response ends with the connection
+            head, sink.chunked = head.replace(CHUNKED, b"", 1), False
         self.server_state.total_requests += 1
         self._limits.heads.discard(self)
         self._limits.bodies.discard(self)
@@ -181,7 +179,7 @@ class StreamProtocol(HttpToolsProtocol):
         siblings.discard(self)
         siblings.add(sink)  # uvicorn waits for it, and asks it for no more than `shutdown`
         sink.siblings = siblings
-        sink.held = [held.data]
+        sink.held = [head]
         cycle.transport = self.transport
         self.flow.resume_reading()  # paused when the request has a large body: then nobody would see the client leave
         self.transport.set_protocol(sink)  # first: setting the bound may pause whoever has the connection

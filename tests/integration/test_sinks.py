@@ -206,12 +206,13 @@ gzip_all = partial(GZipMiddleware, exclude_content_types=())
     [(base_http,), (base_http, base_http), (Stamp, base_http), (base_http, Stamp), (gzip_all,)],
     ids=["base", "base twice", "base around plain", "plain around base", "gzip of everything"],
 )
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
 async def test_stream_behind_what_holds_its_head_goes_through_asgi(
-    valkey: Valkey, notifier: SimpleNotifier, middleware: tuple[Any, ...]
+    valkey: Valkey, notifier: SimpleNotifier, middleware: tuple[Any, ...], version: str
 ) -> None:
     """A middleware that keeps the head until the first bytes of the body gets those: the connection is not taken."""
     async with hosted(valkey, *middleware) as (served, hub):
-        stream = await delivers(served, notifier)
+        stream = await delivers(served, notifier, version=version)
         assert [AsgiSink] == [type(found) for found in sinks(hub)]
         await stream.close()
         await until(lambda: hub.open_streams == 0, what="the place")
@@ -246,10 +247,13 @@ async def test_middleware_of_the_stand_alone_application_sees_streams(
         await stream.close()
 
 
-async def test_stream_behind_a_middleware_that_encodes_the_body_is_encoded(valkey: Valkey, sink: str) -> None:
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_stream_behind_a_middleware_that_encodes_the_body_is_encoded(
+    valkey: Valkey, sink: str, version: str
+) -> None:
     """A body that the head declares as encoded passes through who encodes it."""
     async with hosted(valkey, Shout) as (served, hub):
-        stream = await Stream(served.events(S, make_token(S))).open(read=False)
+        stream = await Stream(served.events(S, make_token(S)), version=version).open(read=False)
         assert "x-shout" == stream.response_headers["content-encoding"]
         assert stream._reader is not None
         async with asyncio.timeout(DEADLINE):
