@@ -10,9 +10,9 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent_sse import frames
 from agent_sse.channel import Channel
@@ -39,12 +39,12 @@ class Ticks:
         self._step = step
         self._interval = min(hub.settings.heartbeat_interval, TICK_INTERVAL)
         self._wheel: Wheel[Channel] = Wheel(step, 0.0)
-        # A server that does not answer keeps no other one's sessions waiting: each has a queue and a task of its own.
-        self._queues: dict[str, dict[Channel, None]] = {}
-        self._farewells: set[str] = set()  # sessions whose last stream has left
-        self._saying = False
+        # A server that does not answer keeps no other one's sessions waiting: each has a queue and a task of its own,
+        # and what is told of a session is told in order. An id stands for a session whose last stream has left.
+        self._queues: dict[str, dict[Channel | str, None]] = {}
+        self._unsaid: set[str] = set()  # farewells that Redis may not have heard
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failed = False
+        self._failed = self._closed = False
 
     @property
     def alive(self) -> bool:
@@ -57,16 +57,23 @@ class Ticks:
 
     async def aclose(self) -> None:
         """Stop, and say farewell in Redis as far as it answers."""
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        servers: dict[str, list[str]] = {}
+        for session in self._unsaid:
+            servers.setdefault(self._hub.store.server_of(session), []).append(session)
         try:
             async with asyncio.timeout(1.0):
-                while self._farewells:
-                    await self._say_farewell()
-        except (RedisUnavailable, RedisRefused, TimeoutError):
-            log.info("Redis was not told of the closed streams; their counts lapse by themselves")
+                await asyncio.gather(*map(self._say_all, servers.values()))
+        except TimeoutError:
+            pass
+        if self._unsaid:
+            log.info(
+                "Redis was not told that %d sessions have no stream here; that lapses by itself", len(self._unsaid)
+            )
 
     # -- when -----------------------------------------------------------------------------------------------------
 
@@ -79,7 +86,7 @@ class Ticks:
     def at_once(self, channel: Channel) -> None:
         """Compare a channel with Redis now."""
         channel.next_tick = 0.0
-        self._enqueue(channel)
+        self._enqueue(channel.session_id, channel)
 
     def count(self, channel: Channel) -> None:
         """Let Redis know the number of streams, not more often than once a second, and not all of a crowd at a time."""
@@ -87,22 +94,30 @@ class Ticks:
 
     def farewell(self, session_id: str) -> None:
         """Let Redis know that a session has no stream here any more."""
-        self._farewells.add(session_id)
-        self._say_farewells()
+        self._unsaid.add(session_id)
+        self._enqueue(session_id, session_id)
 
     def take(self, now: float) -> None:
         """Begin what is due."""
         for channel in self._wheel.take(now):
             if channel.next_tick <= now + self._step:  # not moved since: then it is in the wheel once more
-                self._enqueue(channel)
-        self._say_farewells()
+                self._enqueue(channel.session_id, channel)
+        for session in self._unsaid:
+            self._enqueue(session, session)
 
     # -- one task per server --------------------------------------------------------------------------------------
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+    def _enqueue(self, session_id: str, item: Channel | str) -> None:
+        if self._closed:
+            return
+        server = self._hub.store.server_of(session_id)
+        queue = self._queues.get(server)
+        if queue is None:
+            queue = self._queues[server] = {}
+            task = asyncio.create_task(self._work(server, queue), name=f"agent-sse ticks {server}")
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+        queue[item] = None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -110,26 +125,20 @@ class Ticks:
             self._failed = True
             log.critical("%s died; this process is not ready any more", task.get_name(), exc_info=task.exception())
 
-    def _enqueue(self, channel: Channel) -> None:
-        server = self._hub.store.server_of(channel.session_id)
-        queue = self._queues.get(server)
-        if queue is None:
-            queue = self._queues[server] = {}
-            self._start(self._work(server, queue), f"agent-sse ticks {server}")
-        queue[channel] = None
-
-    async def _work(self, server: str, queue: dict[Channel, None]) -> None:
+    async def _work(self, server: str, queue: dict[Channel | str, None]) -> None:
         try:
             while queue:
                 batch = list(islice(queue, TICK_BATCH))
-                for channel in batch:
-                    del queue[channel]
-                await self._work_off([channel for channel in batch if self._may_compare(channel)])
+                for item in batch:
+                    del queue[item]
+                due = [item for item in batch if isinstance(item, Channel) and self._may_compare(item)]
+                await self._work_off(due, [item for item in batch if isinstance(item, str)])
         finally:
             del self._queues[server]
 
-    async def _work_off(self, due: Sequence[Channel]) -> None:
+    async def _work_off(self, due: Sequence[Channel], gone: Sequence[str]) -> None:
         try:
+            await self._say(gone)
             await self.compare(due)
         except (RedisUnavailable, RedisRefused) as error:
             log.debug("ticks wait for Redis: %s", error)
@@ -145,26 +154,22 @@ class Ticks:
             self.at(channel, self._hub.now + PRESENCE_INTERVAL)
         return channel.subscribed
 
-    def _say_farewells(self) -> None:
-        if self._farewells and not self._saying:
-            self._saying = True
-            self._start(self._farewell_work(), "agent-sse farewells")
-
-    async def _farewell_work(self) -> None:
+    async def _say_all(self, sessions: Sequence[str]) -> None:
         try:
-            while self._farewells:
-                await self._say_farewell()
+            for start in range(0, len(sessions), TICK_BATCH):
+                await self._say(sessions[start : start + TICK_BATCH])
         except (RedisUnavailable, RedisRefused) as error:
-            log.debug("farewells wait for Redis: %s", error)
-        finally:
-            self._saying = False
+            log.debug("farewells end: %s", error)
 
-    async def _say_farewell(self) -> None:
-        hub, batch = self._hub, list(islice(self._farewells, TICK_BATCH))
-        gone = [session for session in batch if not hub.streams_of(session)]  # the others tick with their streams
+    async def _say(self, sessions: Sequence[str]) -> None:
+        """Say farewell for sessions; where it was not heard it stays to be said."""
+        gone = [session for session in sessions if not self._hub.streams_of(session)]  # others tick with their streams
+        unheard = set()
+        self._unsaid.update(sessions)  # one that came and left again meanwhile was taken out by an answer before this
         if gone:
-            await hub.store.tick_many([(session, hub.process_id, 0) for session in gone])
-        self._farewells.difference_update(batch)
+            replies = await self._hub.store.tick_many([(session, self._hub.process_id, 0) for session in gone])
+            unheard = {s for s, reply in zip(gone, replies, strict=True) if isinstance(reply, RedisUnavailable)}
+        self._unsaid.difference_update(set(sessions) - unheard)
 
     # -- comparing ------------------------------------------------------------------------------------------------
 
