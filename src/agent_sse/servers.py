@@ -1,13 +1,14 @@
 """Which servers answer at a Redis URL, and one wire for commands to each.
 
 What goes wrong leaves as this package's error. A cluster's topology is redis-py's (``nodes_manager``), as are all
-connections until they are made.
+connections until they are made; behind sentinels each one goes to the primary that they name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -16,10 +17,12 @@ from redis import exceptions as failure
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelManagedConnection
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
 from agent_sse.errors import ConfigurationError, RedisRefused, RedisUnavailable
+from agent_sse.sentinels import Sentinels, is_sentinel_url, sentinel_pool
 from agent_sse.wire import CommandWire, ReplyError, Wire, pack
 
 PASSING = (
@@ -61,13 +64,22 @@ class Servers:
         self._options: dict[str, Any] = {
             "protocol": 2, "socket_timeout": None, "socket_connect_timeout": timeout, "driver_info": None,
         }  # fmt: skip
+        self._sentinels: Sentinels | None = None
+        self._links: weakref.WeakKeyDictionary[Wire, tuple[str, int]] = weakref.WeakKeyDictionary()  # for pub/sub
+        self._pool = self._make_pool()
+
+    def _make_pool(self) -> redis.ConnectionPool:
+        if is_sentinel_url(self._url):
+            pool = sentinel_pool(self._url, self.timeout, self._options)
+            self._sentinels = pool.sentinel_manager
+            return pool
         try:
-            self._pool = redis.ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 0), **self._options)
+            return redis.ConnectionPool.from_url(self._url, retry=Retry(NoBackoff(), 0), **self._options)
         except ValueError:
             # The parser's own words may hold a part of the password.
             raise ConfigurationError(
-                "AGENT_SSE_REDIS_URL is not usable: write redis://host:6379/0, rediss://… or unix:///path, "
-                "and / # ? @ in a password as %2F %23 %3F %40"
+                "AGENT_SSE_REDIS_URL is not usable: write redis://host:6379/0, rediss://…, unix:///path or "
+                "redis+sentinel://host:26379/service/0, and / # ? @ in a password as %2F %23 %3F %40"
             ) from None
 
     async def aclose(self) -> None:
@@ -81,6 +93,8 @@ class Servers:
             await wire.aclose()
         if self.cluster is not None:
             await self.cluster.aclose()
+        if self._sentinels is not None:
+            await self._sentinels.aclose()
 
     # -- what there is ------------------------------------------------------------------------------------------
 
@@ -119,7 +133,7 @@ class Servers:
                 raise translate(info)
             info = b""  # an ACL without INFO: a plain server is the safe guess, a cluster would answer MOVED
         fields = dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
-        if fields.get("cluster_enabled") == "1":
+        if fields.get("cluster_enabled") == "1" and self._sentinels is None:
             await wire.aclose()
             self.cluster = await self._open_cluster()
             self.sharded = int(fields.get("redis_version", "0").partition(".")[0]) >= 7
@@ -243,6 +257,7 @@ class Servers:
         if (before := self._wires.get(node)) is not None:
             self._retire(before)
         self._wires[node] = wire
+        self._follow(connection)
         return wire
 
     async def open(self, node: str, wire: Wire) -> None:
@@ -251,6 +266,14 @@ class Servers:
         with translated():
             connection = self._maker(node)()
             await wire.connect(connection, self._patience(connection))
+        if isinstance(connection, SentinelManagedConnection):
+            self._links[wire] = (connection.host, connection.port)
+
+    def _follow(self, connection: AbstractConnection) -> None:
+        # A demoted primary need not disconnect who listens to it, and it passes on only what it hears of.
+        for link, address in list(self._links.items()):
+            if isinstance(connection, SentinelManagedConnection) and address != (connection.host, connection.port):
+                link.abort("another server is the primary now")
 
     def _maker(self, node: str) -> Callable[[], AbstractConnection]:
         if self.cluster is None:
@@ -266,7 +289,8 @@ class Servers:
         # redis-py shakes hands twice.
         authenticates = connection.username or connection.password or connection.credential_provider
         steps = sum(map(bool, (authenticates, connection.db, connection.client_name)))
-        return self.timeout * (1 + steps * (2 if hasattr(connection, "path") else 1))
+        sentinels = self._sentinels is not None  # together they take no longer than one step
+        return self.timeout * (1 + sentinels + steps * (2 if hasattr(connection, "path") else 1))
 
     def _retire(self, wire: CommandWire) -> None:
         self._retired.add(wire)

@@ -23,7 +23,7 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
     for room in (
         "errors frames settings terminal access_log scripts shutdown jwt_text token_cache wheel deadlines nofile lines "
         "held_head",
-        "keys events sinks limits state_dir watch_view wire",
+        "keys events sinks limits state_dir watch_view wire sentinels",
         "servers",
         "backend embedded protocol jwt_claims jwt_keys requests",
         "auth pubsub store redis_url",
@@ -61,7 +61,7 @@ THIRD_PARTY = {
     "fastapi": {"api_errors", "app", "routes"},
     "starlette": {"api_errors", "app", "opening", "requests", "responses", "routes"},
     "uvicorn": {"held_head", "protocol", "serve"},
-    "redis": {"servers", "wire"},
+    "redis": {"sentinels", "servers", "wire"},
     "hiredis": {"wire"},
     "jose": {"auth", "jwt_keys"},
     "pydantic": {"settings", "notifier", "requests", "routes", "incoming"},
