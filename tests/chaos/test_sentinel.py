@@ -330,13 +330,20 @@ async def test_sentinels_password_is_sent_to_sentinels_only(folder: Path) -> Non
 
 
 async def test_unknown_service_is_not_available(folder: Path) -> None:
-    """Sentinels that know another service only: the error says which one is unknown, and to whom."""
+    """The error says which service is unknown to whom; and what asked the sentinels leaves no connection behind."""
     sentinel = Watch(folder / "s", free_port(), 1)
     await sentinel.start()
     backend = Backend(f"redis+sentinel://127.0.0.1:{sentinel.port},127.0.0.1:{free_port()}/other")
     try:
         with pytest.raises(RedisUnavailable, match=rf"'other'.*127\.0\.0\.1:{sentinel.port}: does not know it"):
             await backend.connect()
+        await backend.aclose()
+        async with sentinel.client() as client:
+
+            async def alone() -> bool:
+                return len(await client.client_list()) == 1
+
+            await until(alone, what="the end of the connections to the sentinel")
     finally:
         await backend.aclose()
         await sentinel.stop(signal.SIGKILL)
