@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -21,7 +20,7 @@ import pytest
 import agent_sse.notifier
 import agent_sse.service
 from agent_sse import SimpleNotifier
-from agent_sse.backend import Backend
+from agent_sse.backend import Backend, Call
 from agent_sse.errors import AgentSseError, IdempotencyConflict, PermissionDenied, RedisRefused, RedisUnavailable
 from agent_sse.permissions import PermissionDecision, Permissions
 from agent_sse.scripts import Script
@@ -587,10 +586,15 @@ class NextRelease(Backend):
     """The same scripts under other SHAs, as the next release's would be."""
 
     async def run_many(self, calls: Any) -> list[Any]:
-        return await super().run_many([replace(call, script=_next(call.script)) for call in calls])
+        return await super().run_many([_renewed(call) for call in calls])
 
     def post(self, call: Any, done: Any) -> bool:
-        return super().post(replace(call, script=_next(call.script)), done)
+        return super().post(_renewed(call), done)
+
+
+def _renewed(call: Call) -> Call:
+    script = _next(call.script)
+    return call._replace(script=script, packed=call.packed.replace(call.script.sha.encode(), script.sha.encode(), 1))
 
 
 def _next(script: Script) -> Script:
