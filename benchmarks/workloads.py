@@ -45,7 +45,7 @@ class Sizes:
     receive_messages: int = 10_000
     growth: tuple[int, ...] = (100, 1000, 10_000)
     growth_rate: float = 4000.0
-    growth_seconds: float = 15.0  # ticks' and heartbeats' whole period: each stream's share of them, at any phase
+    growth_seconds: float = 12.0  # a tick's least interval: what is left out of a stream's share of them is little
     rest: float = 2.5  # s; this project writes a session's count of streams up to 2 s after they have come
 
 
