@@ -18,7 +18,7 @@ from agent_sse import frames
 from agent_sse.channel import Channel
 from agent_sse.errors import RedisRefused, RedisUnavailable
 from agent_sse.frames import ZERO
-from agent_sse.store import Tick
+from agent_sse.store import STREAM_LEASE_MS, Tick
 from agent_sse.wheel import Wheel
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Ticks:
         # A server that does not answer keeps no other one's sessions waiting: each has a queue and a task of its own,
         # and what is told of a session is told in order. An id stands for a session whose last stream has left.
         self._queues: dict[str, dict[Channel | str, None]] = {}
-        self._unsaid: set[str] = set()  # farewells that Redis may not have heard
+        self._unsaid: dict[str, float] = {}  # farewells that Redis may not have heard, until when they are worth saying
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = self._closed = False
 
@@ -94,7 +94,8 @@ class Ticks:
 
     def farewell(self, session_id: str) -> None:
         """Let Redis know that a session has no stream here any more."""
-        self._unsaid.add(session_id)
+        self._unsaid.pop(session_id, None)
+        self._unsaid[session_id] = self._hub.now + STREAM_LEASE_MS / 1000
         self._enqueue(session_id, session_id)
 
     def take(self, now: float) -> None:
@@ -102,6 +103,9 @@ class Ticks:
         for channel in self._wheel.take(now):
             if channel.next_tick <= now + self._step:  # not moved since: then it is in the wheel once more
                 self._enqueue(channel.session_id, channel)
+        # They were kept in the order of their ends. What Redis believed of these sessions has lapsed by itself.
+        while self._unsaid and next(iter(self._unsaid.values())) <= now:
+            del self._unsaid[next(iter(self._unsaid))]
         for session in self._unsaid:
             self._enqueue(session, session)
 
@@ -163,13 +167,16 @@ class Ticks:
 
     async def _say(self, sessions: Sequence[str]) -> None:
         """Say farewell for sessions; where it was not heard it stays to be said."""
-        gone = [session for session in sessions if not self._hub.streams_of(session)]  # others tick with their streams
-        unheard = set()
-        self._unsaid.update(sessions)  # one that came and left again meanwhile was taken out by an answer before this
+        asked = {session: self._unsaid[session] for session in sessions if session in self._unsaid}
+        gone = [session for session in asked if not self._hub.streams_of(session)]  # the others tick with their streams
         if gone:
             replies = await self._hub.store.tick_many([(session, self._hub.process_id, 0) for session in gone])
-            unheard = {s for s, reply in zip(gone, replies, strict=True) if isinstance(reply, RedisUnavailable)}
-        self._unsaid.difference_update(set(sessions) - unheard)
+            for session, reply in zip(gone, replies, strict=True):
+                if isinstance(reply, RedisUnavailable):
+                    del asked[session]
+        for session, until in asked.items():
+            if self._unsaid.get(session) == until:  # else it came and left again, which this answer does not know
+                del self._unsaid[session]
 
     # -- comparing ------------------------------------------------------------------------------------------------
 

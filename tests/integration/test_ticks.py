@@ -11,7 +11,7 @@ import pytest
 
 from agent_sse.errors import RedisUnavailable
 from agent_sse.hub import Hub
-from agent_sse.store import Store, Tick
+from agent_sse.store import STREAM_LEASE_MS, Store, Tick
 from harness import Stream, Valkey, make_settings, make_token, serve, until
 
 pytestmark = pytest.mark.usefixtures("sink")
@@ -106,7 +106,32 @@ async def test_session_that_comes_and_goes_during_its_farewell_leaves_no_count(
         go_on.set()
         await until(lambda: len(said) > 1 and not hub._ticks._queues, what="all that is to be said")
         assert {} == (await hub.store.health("s1")).streams
-        assert ([0], [0], set()) == (said[0], said[-1], hub._ticks._unsaid)
+        assert ([0], [0], {}) == (said[0], said[-1], hub._ticks._unsaid)
+
+
+async def test_farewells_are_not_kept_longer_than_they_are_worth(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Redis is away they wait, but not after the counts in Redis have lapsed: an outage fills no memory."""
+    async with serve(make_settings(valkey.url)) as served:
+        hub: Hub = served.app.state.agent_sse.hub
+
+        async def be_away(ask: Ask, asked: Asked) -> Any:
+            raise RedisUnavailable("away")
+
+        async with Stream(served.events("s1", make_token("s1"))):
+            await told(hub, "s1", 1)
+            bend(monkeypatch, hub, be_away)
+        await until(lambda: not hub.open_streams, what="the stream's end")
+        lease = STREAM_LEASE_MS / 1000
+        until_then = hub._ticks._unsaid["s1"]
+        hub._ticks.take(until_then - lease / 2)
+        assert ["s1"] == list(hub._ticks._unsaid)
+        assert hub._ticks._queues
+        hub._ticks.take(until_then)
+        assert {} == hub._ticks._unsaid
+        await until(lambda: not hub._ticks._queues, what="the end of what was under way")
+        assert {} == hub._ticks._unsaid
 
 
 async def test_ticks_that_die_end_readiness(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
