@@ -40,12 +40,12 @@ def free_port() -> int:
 class Watch(Valkey):
     """A sentinel. It looks and speaks ten times as often as usual, so that a failover takes no 10 s."""
 
-    def __init__(self, folder: Path, primary: int, quorum: int, *lines: str) -> None:
+    def __init__(self, folder: Path, primary: int, quorum: int, *lines: str, down_after: int = 500) -> None:
         self.conf = folder / "sentinel.conf"
         folder.mkdir(parents=True)
         text = [
             f"sentinel monitor {SERVICE} 127.0.0.1 {primary} {quorum}",
-            f"sentinel down-after-milliseconds {SERVICE} 500",
+            f"sentinel down-after-milliseconds {SERVICE} {down_after}",
             f"sentinel failover-timeout {SERVICE} 2000",
             *lines,
         ]
@@ -87,7 +87,11 @@ class Guarded:
         self.primary = Valkey(folder / "p", "--repl-diskless-sync-delay", "0", port=free_port())
         self.replica = Valkey(folder / "r", "--repl-diskless-sync-delay", "0", port=free_port())
         quorum = sentinels // 2 + 1
-        self.sentinels = [Watch(folder / f"s{i}", self.primary.port, quorum) for i in range(sentinels)]
+        # The last of three stands for no election: where each votes for itself, they wait and try again, for long.
+        down_after = [500, 500, 10_000][:sentinels]
+        self.sentinels = [
+            Watch(folder / f"s{i}", self.primary.port, quorum, down_after=ms) for i, ms in enumerate(down_after)
+        ]
 
     @property
     def url(self) -> str:
