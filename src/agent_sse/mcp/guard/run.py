@@ -1,0 +1,140 @@
+"""The guard as a process: what it is told to do, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from agent_sse.errors import ConfigurationError
+from agent_sse.mcp.gate import Gate
+from agent_sse.mcp.guard.child import Child
+from agent_sse.mcp.guard.pipes import LineReader, reader_of, standard_streams, writer_of
+from agent_sse.mcp.guard.relay import Relay
+from agent_sse.mcp.guard.sides import ServerSide
+from agent_sse.mcp.guard.stdio_side import StdioHost
+
+log = logging.getLogger("agent_sse.guard")
+
+EXIT_CRASHED = 1
+EXIT_CONFIGURATION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class GuardOptions:
+    """What to guard: a ``command`` to start, or a ``url``.
+
+    ``headers`` go with every request to the URL. ``http_port`` serves streamable HTTP instead of standard input and
+    output, 0 takes a free port. ``call_timeout`` (s) is for a tool's answer, None for ever.
+    """
+
+    command: Sequence[str] = ()
+    url: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    http_port: int | None = None
+    server_name: str | None = None
+    call_timeout: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that the policy's rules and the user see. Never what the server says of itself: rules trust it."""
+        return self.server_name or (default_name(self.command) if self.url is None else _host_of(self.url))
+
+
+async def run_guard(options: GuardOptions, make_gate: Callable[[str], Gate]) -> int:
+    """Guard until the host leaves or a signal comes; return the process's exit status.
+
+    0: the host left, or SIGTERM or SIGINT; 1: the server ended by itself; 2: it cannot be started.
+    ``make_gate`` is given the server's name.
+    """
+    stopped = asyncio.Event()
+    try:
+        with _signals(stopped), standard_streams() as (reading, writing):
+            gate = make_gate(options.name)
+            return await _over_stdio(options, gate, reading, writing, stopped)
+    except ConfigurationError as error:
+        log.error("%s", error)
+        return EXIT_CONFIGURATION
+
+
+async def _over_stdio(options: GuardOptions, gate: Gate, reading: int, writing: int, stopped: asyncio.Event) -> int:
+    stream, transport = await reader_of(reading)
+    host = StdioHost(LineReader(stream), await writer_of(writing))
+    try:
+        server = await connect(options)
+        relay = Relay(host, server, gate, call_timeout=options.call_timeout)
+        serving = asyncio.create_task(relay.run())
+        listening = asyncio.create_task(host.run(relay))
+        stopping = asyncio.create_task(stopped.wait())
+        try:
+            await asyncio.wait({serving, listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                log.error("%s", serving.result())
+                return EXIT_CRASHED
+            if listening.done():
+                listening.result()
+            return 0
+        finally:
+            stopping.cancel()
+            listening.cancel()
+            await asyncio.gather(listening, stopping, return_exceptions=True)
+            await relay.aclose()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+    finally:
+        transport.close()
+        await host.aclose()
+
+
+async def connect(options: GuardOptions) -> ServerSide:
+    """Start the server, or get ready for its URL. Raises :class:`ConfigurationError`."""
+    if not options.command:
+        raise ConfigurationError("there is nothing to guard: give a command after `--`, or a URL")
+    return await Child.start(options.command)
+
+
+@contextmanager
+def _signals(stopped: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+# What starts other programs: the first argument that is no option names the server.
+LAUNCHERS = frozenset(
+    {"npx", "bunx", "pnpx", "uvx", "pipx", "uv", "node", "deno", "bun", "python", "python3", "docker"}
+)
+_VERBS = frozenset({"run", "dlx", "exec", "tool", "x", "-m", "start"})
+
+
+def default_name(command: Sequence[str]) -> str:
+    """Return a name for a server after its command: ``npx -y @scope/server-git DIR`` is ``server-git``."""
+    words = list(command)
+    while words and PurePath(words[0]).name in LAUNCHERS:
+        rest = words[1:]
+        while rest and (rest[0].startswith("-") or rest[0] in _VERBS):
+            rest = rest[1:]
+        if not rest:
+            break
+        words = rest
+    name = PurePath(words[0]).name if words else "server"
+    # A version (`package@1.2`, `package==1.2`) is no part of the name, nor is a script's ending.
+    name = name.split("==", 1)[0].split("@", 1)[0] or name
+    return PurePath(name).stem if PurePath(name).suffix in {".py", ".js", ".mjs", ".cjs", ".ts"} else name
+
+
+def _host_of(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).hostname or "server"
