@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from agent_sse.policy_paths import Path, Unjudgeable
+from agent_sse.policy_paths import TEXT_LIMIT, Path, Unjudgeable
 from agent_sse.policy_patterns import Names, ValuePattern
 from agent_sse.terminal import summary
 
@@ -80,7 +80,7 @@ class ArgumentCondition:
         matches is enough. What cannot be judged does not match in the first case and does in the second.
         """
         try:
-            texts = self.path.texts(arguments)
+            texts = self._texts(arguments)
             return self._miss_of_all(texts) if every else self._miss_of_any(texts)
         except (Unjudgeable, UnicodeEncodeError) as error:
             return Miss(f"cannot be judged: {error}") if every else None
@@ -88,11 +88,14 @@ class ArgumentCondition:
     def doubt(self, arguments: dict[str, Any]) -> str | None:
         """Return why the values cannot be judged; None when they can."""
         try:
-            for text in self.path.texts(arguments):
+            for text in self._texts(arguments):
                 self.pattern.finds(text)
         except (Unjudgeable, UnicodeEncodeError) as error:
             return f"{self.path} cannot be judged: {error}"
         return None
+
+    def _texts(self, arguments: dict[str, Any]) -> list[str]:
+        return self.path.texts(arguments, min(TEXT_LIMIT, self.pattern.longest))
 
     def _miss_of_all(self, texts: list[str]) -> Miss | None:
         for text in texts:
@@ -101,8 +104,9 @@ class ArgumentCondition:
         return None if texts else Miss("selects nothing")
 
     def _miss_of_any(self, texts: list[str]) -> Miss | None:
-        if any(self.pattern.finds(text) for text in texts):
-            return None
+        for text in texts:
+            if self.pattern.finds(text):
+                return None
         return Miss("selects nothing that matches", texts[0]) if texts else Miss("selects nothing")
 
 

@@ -74,10 +74,10 @@ class Path:
         # Most paths name one value: `$.file`. They are followed without the machinery.
         self._keys = _keys(query.segments)
 
-    def texts(self, arguments: dict[str, Any]) -> list[str]:
+    def texts(self, arguments: dict[str, Any], limit: int = TEXT_LIMIT) -> list[str]:
         """Return what the path selects: strings as they are, everything else as compact JSON.
 
-        Raises :class:`Unjudgeable`.
+        Raises :class:`Unjudgeable`, also when that is more than ``limit`` characters.
         """
         keys = self._keys
         values = _Walk(arguments).select(self._segments) if keys is None else _follow(arguments, keys)
@@ -85,8 +85,8 @@ class Path:
         for value in values:
             text = value if isinstance(value, str) else _as_json(value)
             size += len(text)
-            if size > TEXT_LIMIT:
-                raise Unjudgeable(f"{self.text} selects more than {TEXT_LIMIT:,} characters")
+            if size > limit:
+                raise Unjudgeable(f"more than {limit:,} characters are selected")
             texts.append(text)
         return texts
 

@@ -13,8 +13,9 @@ from urllib.parse import unquote
 import re2  # type: ignore[import-untyped]  # google-re2 ships no types
 
 PATTERN_LIMIT = 2000  # characters
-# Instructions of RE2's program. Where its automaton does not fit into memory, a match costs text × program.
-PROGRAM_LIMIT = 10_000
+PROGRAM_LIMIT = 10_000  # instructions of RE2's program
+# Characters × instructions: what a match costs where RE2's automaton does not fit into memory, about a second for this.
+WORK_LIMIT = 2**28
 
 _WILD = re.compile(r"[*?\[]")
 _TOKENS = re.compile(r"\*\*/|\*\*|\*|\?|\[([!^]?)(\]?[^\]]*)\]|.", re.DOTALL)
@@ -25,7 +26,12 @@ class PatternError(ValueError):
 
 
 class ValuePattern(Protocol):
-    """What an argument's value is held against."""
+    """What an argument's value is held against; ``longest`` is how many characters of values it may take."""
+
+    @property
+    def longest(self) -> int:
+        """The bound that keeps a match from taking long."""
+        ...
 
     def covers(self, text: str) -> bool:
         """Tell whether ``text`` as a whole is what an `allow` rule may let through."""
@@ -157,11 +163,12 @@ class Glob:
     Raises :class:`PatternError`.
     """
 
-    __slots__ = ("_compiled", "globs")
+    __slots__ = ("_compiled", "globs", "longest")
 
     def __init__(self, globs: tuple[str, ...]) -> None:
         self.globs = globs
         self._compiled = _checked(globs, paths=True)
+        self.longest = WORK_LIMIT // max(self._compiled.programsize, 1)
 
     def covers(self, text: str) -> bool:
         """Match the text as it is, unless it climbs."""
@@ -169,6 +176,8 @@ class Glob:
 
     def finds(self, text: str) -> bool:
         """Match the text as it is, or one of the other spellings of its path."""
+        if self._compiled.fullmatch(text) is not None:
+            return True
         return any(self._compiled.fullmatch(spelling) is not None for spelling in _spellings(text))
 
     def __str__(self) -> str:
@@ -181,12 +190,13 @@ class Regex:
     Raises :class:`PatternError`. https://github.com/google/re2/wiki/Syntax
     """
 
-    __slots__ = ("_compiled", "pattern")
+    __slots__ = ("_compiled", "longest", "pattern")
 
     def __init__(self, pattern: str) -> None:
         _check_text(pattern)
         self.pattern = pattern
         self._compiled = _compile(pattern)
+        self.longest = WORK_LIMIT // max(self._compiled.programsize, 1)
 
     def covers(self, text: str) -> bool:
         """Match all of the text, unless it climbs."""
@@ -213,10 +223,9 @@ def climbs(text: str) -> bool:
     return _CLIMBS.search(text) is not None
 
 
-def _spellings(text: str) -> tuple[str, ...]:
-    if _ODD.search(text) is None:
-        return (text,)
-    return (text, *(_normal(spelling) for spelling in {text, unquote(text)}))
+def _spellings(text: str) -> set[str]:
+    """Return other ways to write the path in the text, if it is one that has any."""
+    return {_normal(spelling) for spelling in (text, unquote(text))} if _ODD.search(text) is not None else set()
 
 
 def _normal(path: str) -> str:

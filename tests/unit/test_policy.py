@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -311,6 +312,16 @@ def test_unjudgeable_argument_is_named_in_the_explanation() -> None:
     assert lines[1].endswith(": deny")
 
 
+def test_text_that_would_take_a_pattern_long_cannot_be_judged() -> None:
+    """The larger the pattern, the less text it takes: their product is bounded."""
+    pattern = Regex("a[ab]{1000}c")
+    text = "ab" * (pattern.longest // 2)
+    condition = ArgumentCondition(Path("$.*"), pattern)
+    assert TEXT_LIMIT > pattern.longest > 100_000
+    assert "allow" == outcome("deny", condition, {"a": text})
+    assert "deny" == outcome("deny", condition, {"a": text, "b": "ab"})
+
+
 def test_pattern_that_backtracking_cannot_finish_completes() -> None:
     """RE2's time is linear in the text, whatever the pattern."""
     text = "a" * 100_000 + "b"
@@ -476,6 +487,25 @@ def test_path_with_a_filter_joins_conditions_on_one_element() -> None:
     reads = {"edits": [{"mode": "delete", "path": "/w"}, {"mode": "read", "path": "/etc/a"}]}
     assert "deny" == outcome("deny", condition, deletes)
     assert "allow" == outcome("deny", condition, reads)
+
+
+@given(st.text("$.@[]?*'a1,:-!&|=<>() ", max_size=20))
+def test_any_text_is_a_path_or_refused(text: str) -> None:
+    """Whatever a path says, nothing but PathError comes out, neither of reading it nor of following it."""
+    for candidate in (f"${text}", f"$[?{text}]", f"$..[?@{text}]"):
+        with suppress(PathError):
+            Path(candidate).texts({"a": [{"a": 1}, "a", None, 1.5], "1": {"a": [True]}})
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=20))
+def test_any_text_is_a_pattern_or_refused(text: str) -> None:
+    """Whatever a pattern says, nothing but PatternError comes out, neither of reading it nor of matching."""
+    kinds: tuple[Callable[[str], Any], ...] = (Regex, lambda glob: Glob((glob,)), lambda glob: Names((glob,)))
+    for kind in kinds:
+        with suppress(PatternError):
+            pattern = kind(text)
+            matches = (pattern.matches,) if isinstance(pattern, Names) else (pattern.covers, pattern.finds)
+            assert {True, False} >= {match("/a/../b") for match in matches}
 
 
 def test_path_counts_exactly_up_to_its_limit() -> None:

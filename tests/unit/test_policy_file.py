@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from agent_sse.policy_check import explain_check, parse_object
 from agent_sse.policy_file import SIZE_LIMIT, PolicyFile, load_policy
 from agent_sse.policy_form import InvalidPolicy, parse_policy
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "policy.toml"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "policy.toml"
 
 ASK = "version = 1\n"
 DENY = 'version = 1\ndefault = "deny"\n'
@@ -446,6 +449,19 @@ def test_example_is_what_its_comments_say() -> None:
     assert ("ask", "commands") == decide("shell", "run_command", command="git diff; rm -rf /")
     assert ("deny", "no-wildcards") == decide("filesystem", "delete_file", path="/project/*.txt")
     assert ("ask", "default") == decide("filesystem", "delete_file", path="/project/a.txt")
+
+
+def test_document_shows_what_check_prints(path: Path) -> None:
+    """The policy in the documentation is valid, and the output below it is what comes out."""
+    document = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
+    (toml,) = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)
+    (console,) = re.findall(r"```console\n(.*?)```", document, re.DOTALL)
+    command, *shown = console.splitlines()
+    *_, tool, arguments, option, server = shlex.split(command)
+    write(path, toml)
+    lines, status = explain_check(path, tool, arguments, server=server)
+    assert ("--server", 3) == (option, status)
+    assert shown == lines
 
 
 def test_check_explains_which_rule_decides() -> None:
