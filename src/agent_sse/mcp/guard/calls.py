@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 from agent_sse.errors import AgentSseError, PermissionDenied, ToolCallCancelled
-from agent_sse.mcp.gate import Gate, GatedCall, refusal
+from agent_sse.mcp.gate import Gate, GatedCall, Tool, refusal
 from agent_sse.mcp.guard import messages
 from agent_sse.mcp.guard.flight import Flight, Rounds, text_result
 from agent_sse.mcp.guard.messages import Id, Message, key
@@ -184,7 +184,7 @@ class Calls:
         async with self._gate.call(tool, flight.arguments) as call:
             flight.call = call
             while True:
-                answer = await self._forward(flight, call)
+                answer = await self._forward(flight, call, tool)
                 if answer.result is None:
                     flight.answer = answer
                     raise _ErrorAnswer(answer)
@@ -196,8 +196,8 @@ class Calls:
                 await self._host.deliver(answer, flight.request.id)
                 await waiting
 
-    async def _forward(self, flight: Flight, call: GatedCall) -> Message:
-        message, request_id = flight.outgoing(call.arguments), flight.request.request_id
+    async def _forward(self, flight: Flight, call: GatedCall, tool: Tool) -> Message:
+        message, request_id = flight.outgoing(call.arguments, tool), flight.request.request_id
         response = flight.expect()
         try:
             async with asyncio.timeout(self._timeout):

@@ -9,12 +9,12 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent_sse.errors import AgentSseError
-from agent_sse.mcp.gate import GatedCall
-from agent_sse.mcp.guard import messages
+from agent_sse.mcp.gate import GatedCall, Tool
+from agent_sse.mcp.guard import headers, messages
 from agent_sse.mcp.guard.messages import Id, Message, as_object
 from agent_sse.mcp.guard.sides import ServerGone
 
@@ -69,14 +69,17 @@ class Flight:
         """Answer the host with an error."""
         return messages.error(self.request.id, code, text)
 
-    def outgoing(self, approved: Mapping[str, Any]) -> Message:
+    def outgoing(self, approved: Mapping[str, Any], tool: Tool) -> Message:
         """Return what the server gets: the host's own bytes, unless something has to be another."""
         changes: dict[str, Any] = {}
         if canonical(approved) != canonical(self.arguments or {}):
             changes["arguments"] = dict(approved)
         if self.token == self.own_token:
             changes["_meta"] = {**self.request.meta, "progressToken": self.own_token}
-        return self.request.replaced(params={**self.request.params, **changes}) if changes else self.request
+        message = self.request.replaced(params={**self.request.params, **changes}) if changes else self.request
+        if not message.is_modern:
+            return message
+        return replace(message, headers=headers.with_arguments(message.headers, tool.input_schema, approved))
 
     # -- what happens to it -------------------------------------------------------------------------------------------
 

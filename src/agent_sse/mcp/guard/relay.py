@@ -59,7 +59,9 @@ class Relay:
                 await self._request(message)
             elif message.method == messages.CALL:
                 log.warning("dropped a tools/call without an id: nobody could be told whether it ran")
-            elif message.method != messages.CANCELLED or not self._calls.cancel(message):
+            elif message.method == messages.CANCELLED:
+                self._cancel(message)
+            else:
                 await self._server.send(message)
         except BadMessage as bad:
             await self.refuse(bad)
@@ -80,6 +82,13 @@ class Relay:
             raise BadMessage(messages.INTERNAL_ERROR, f"{MAX_PENDING} requests wait for an answer", request_id)
         self._pending[key(request_id)] = message
         await self._server.send(message)
+
+    def _cancel(self, notification: Message) -> None:
+        request_id = messages.as_id(notification.params.get("requestId"))
+        if request_id is not None and not self._calls.cancel(notification):
+            # A server need not answer any more, and the host does not wait for it.
+            self._pending.pop(key(request_id), None)
+            self._server.cancel(request_id, notification)
 
     async def refuse(self, bad: BadMessage) -> None:
         """Answer what cannot be passed on."""
@@ -126,7 +135,7 @@ class Relay:
                 self.tools.learn(message.result)
             await self._host.deliver(message, request.id)
 
-    async def ask(self, method: str, params: Mapping[str, Any]) -> Message:
+    async def ask(self, method: str, params: Mapping[str, Any], headers: Mapping[str, str]) -> Message:
         """Ask the server something of the guard's own and return the response. Raises :class:`ServerGone`."""
         if self._gone is not None:
             raise ServerGone(self._gone)
@@ -136,7 +145,7 @@ class Relay:
         self._own[request_id] = future
         try:
             await self._server.send(
-                messages.make({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+                messages.make({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}, headers)
             )
             return await future
         finally:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from urllib.parse import urlsplit
 
 from agent_sse.errors import ConfigurationError
 from agent_sse.mcp.gate import Gate
 from agent_sse.mcp.guard.child import Child
+from agent_sse.mcp.guard.http_side import PATH, HttpHost
 from agent_sse.mcp.guard.pipes import LineReader, reader_of, standard_streams, writer_of
 from agent_sse.mcp.guard.relay import Relay
+from agent_sse.mcp.guard.serve_http import HOST, http_server
 from agent_sse.mcp.guard.sides import ServerSide
 from agent_sse.mcp.guard.stdio_side import StdioHost
+from agent_sse.mcp.guard.url_side import UrlServer
+from agent_sse.terminal import escape
 
 log = logging.getLogger("agent_sse.guard")
 
@@ -44,6 +51,17 @@ class GuardOptions:
         """The name that the policy's rules and the user see. Never what the server says of itself: rules trust it."""
         return self.server_name or (default_name(self.command) if self.url is None else _host_of(self.url))
 
+    def check(self) -> None:
+        """Find what cannot work. Raises :class:`ConfigurationError`."""
+        if bool(self.command) == (self.url is not None):
+            raise ConfigurationError("give one server to guard: a command after `--`, or a URL")
+        if self.url is not None:
+            parts = urlsplit(self.url)
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                raise ConfigurationError("the URL of an MCP server begins with http:// or https://")
+        elif shutil.which(self.command[0]) is None:
+            raise ConfigurationError(f"there is no command {escape(self.command[0])}; check what stands after `--`")
+
 
 async def run_guard(options: GuardOptions, make_gate: Callable[[str], Gate]) -> int:
     """Guard until the host leaves or a signal comes; return the process's exit status.
@@ -53,9 +71,13 @@ async def run_guard(options: GuardOptions, make_gate: Callable[[str], Gate]) -> 
     """
     stopped = asyncio.Event()
     try:
-        with _signals(stopped), standard_streams() as (reading, writing):
-            gate = make_gate(options.name)
-            return await _over_stdio(options, gate, reading, writing, stopped)
+        options.check()
+        gate = make_gate(options.name)
+        with _signals(stopped):
+            if options.http_port is not None:
+                return await _over_http(options, gate, options.http_port, stopped)
+            with standard_streams() as (reading, writing):
+                return await _over_stdio(options, gate, reading, writing, stopped)
     except ConfigurationError as error:
         log.error("%s", error)
         return EXIT_CONFIGURATION
@@ -90,10 +112,20 @@ async def _over_stdio(options: GuardOptions, gate: Gate, reading: int, writing: 
         await host.aclose()
 
 
+async def _over_http(options: GuardOptions, gate: Gate, port: int, stopped: asyncio.Event) -> int:
+    def make_host(port: int) -> HttpHost:
+        return HttpHost(lambda: connect(options), gate, port=port, call_timeout=options.call_timeout)
+
+    async with http_server(port, make_host) as bound:
+        print(f"agent-sse guard of {options.name}: http://{HOST}:{bound}{PATH}", file=sys.stderr, flush=True)
+        await stopped.wait()
+    return 0
+
+
 async def connect(options: GuardOptions) -> ServerSide:
     """Start the server, or get ready for its URL. Raises :class:`ConfigurationError`."""
-    if not options.command:
-        raise ConfigurationError("there is nothing to guard: give a command after `--`, or a URL")
+    if options.url is not None:
+        return UrlServer(options.url, options.headers)
     return await Child.start(options.command)
 
 
@@ -135,6 +167,4 @@ def default_name(command: Sequence[str]) -> str:
 
 
 def _host_of(url: str) -> str:
-    from urllib.parse import urlsplit
-
     return urlsplit(url).hostname or "server"

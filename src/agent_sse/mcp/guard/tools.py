@@ -22,11 +22,14 @@ _OF_ONE_REQUEST = frozenset({"progressToken", "io.modelcontextprotocol/logLevel"
 
 log = logging.getLogger("agent_sse.guard")
 
-Ask = Callable[[str, Mapping[str, Any]], Awaitable[Message]]
+Ask = Callable[[str, Mapping[str, Any], Mapping[str, str]], Awaitable[Message]]
 
 
 class Tools:
-    """The tools by name. ``ask`` sends a request of the guard's own to the server and returns the response."""
+    """The tools by name.
+
+    ``ask`` sends a request of the guard's own (method, parameters, HTTP headers) and returns the response.
+    """
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
@@ -74,8 +77,9 @@ class Tools:
         try:
             async with asyncio.timeout(LIST_TIMEOUT):
                 for _ in range(MAX_PAGES):
-                    params = {} if meta is None else {"_meta": meta}
-                    page = (await self._ask(LIST, params if cursor is None else {**params, "cursor": cursor})).result
+                    params: dict[str, Any] = {} if meta is None else {"_meta": meta}
+                    params.update({} if cursor is None else {"cursor": cursor})
+                    page = (await self._ask(LIST, params, call.headers)).result
                     self.learn(page)
                     cursor = (page or {}).get("nextCursor")
                     if not isinstance(cursor, str) or cursor in seen:

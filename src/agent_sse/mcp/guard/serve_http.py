@@ -1,0 +1,53 @@
+"""The guard's HTTP server: uvicorn on one port of this machine, without its logging and its signal handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import uvicorn
+
+from agent_sse.errors import ConfigurationError
+from agent_sse.mcp.guard.http_side import HttpHost
+
+HOST = "127.0.0.1"
+
+
+@asynccontextmanager
+async def http_server(port: int, make_host: Callable[[int], HttpHost]) -> AsyncIterator[int]:
+    """Serve on ``port``, a free one for 0, and yield it. Raises :class:`ConfigurationError` when it is in use."""
+    listener = _listen(port)
+    port = listener.getsockname()[1]
+    host = make_host(port)
+    config = uvicorn.Config(
+        host, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, date_header=False,
+        timeout_graceful_shutdown=2,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    # Not `serve()`: it takes over the process's signal handlers.
+    serving = asyncio.create_task(server._serve([listener]))
+    sweeping = asyncio.create_task(host.sweep())
+    try:
+        yield port
+    finally:
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
+        await host.aclose()
+        server.should_exit = True
+        await serving
+        listener.close()
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind((HOST, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(f"cannot listen on {HOST}:{port}: {error.strerror}; choose another --http") from None
+    return listener
