@@ -13,6 +13,8 @@ The tree::
     ├── QueueFull                   more publishes are waiting than this notifier may hold
     ├── SessionOwned                open_session by another owner
     ├── PermissionDenied            tool_call(require_permission=True) was not approved
+    ├── ToolCallCancelled           a user cancelled the running call
+    ├── SchemaUnusable              a tool's JSON Schema with which nothing can be checked
     ├── IdempotencyConflict         one idempotency key, two different requests
     ├── TooManyRequestsPending      a session has as many open permission requests as it may
     └── ApiError                    what an HTTP client is told: status, code, message
@@ -96,6 +98,22 @@ class PermissionDenied(AgentSseError):
     def __init__(self, decision: PermissionDecision) -> None:
         super().__init__(f"permission {decision.outcome}: {decision.reason or 'no reason given'}")
         self.decision = decision
+
+
+class ToolCallCancelled(AgentSseError):
+    """A user cancelled a running tool call; its body was interrupted.
+
+    Attributes: ``by``, the user's subject, and ``reason``.
+    """
+
+    def __init__(self, by: str, reason: str) -> None:
+        super().__init__(f"cancelled by {by}: {reason or 'no reason given'}")
+        self.by = by
+        self.reason = reason
+
+
+class SchemaUnusable(AgentSseError):
+    """A tool's JSON Schema is wrong, too large, or needs what is not done here; what needs it is refused."""
 
 
 class IdempotencyConflict(AgentSseError):

@@ -26,7 +26,8 @@ class SessionKeys:
     ``events`` is the Stream, ``state`` a hash (tip, owner, snapshot, bookkeeping), ``calls`` the latest status
     of every unfinished tool call, ``publishers`` each publisher's counter, ``requests`` the permission requests,
     ``queue`` the open ones in order, ``due`` what has a deadline, ``streams`` the open streams per process,
-    ``closed`` the tombstone of a closed session. ``channel`` carries events, ``wake`` wakes waiting agents.
+    ``closed`` the tombstone of a closed session, ``grants`` the remembered answers, ``audit`` a Stream of who decided
+    what. ``channel`` carries events, ``wake`` wakes waiting agents.
     """
 
     events: str
@@ -40,6 +41,8 @@ class SessionKeys:
     closed: str
     channel: str
     wake: str
+    grants: str
+    audit: str
 
 
 class Keyspace:
@@ -67,6 +70,8 @@ class Keyspace:
             closed=base + "closed",
             channel=self.channel(session_id),
             wake=base + "wake",
+            grants=base + "grants",
+            audit=base + "audit",
         )
 
     def owned(self, owner: str) -> str:
@@ -76,6 +81,22 @@ class Keyspace:
     def ticket(self, ticket: str) -> str:
         """Return the name of a stream ticket; only its digest reaches Redis."""
         return f"{self.prefix}:ticket:{digest(ticket)}"
+
+    def unanswered(self) -> str:
+        """Return the name of the sorted set of all sessions' open permission requests."""
+        return f"{self.prefix}:unanswered"
+
+    def webhook_attempts(self) -> str:
+        """Return the name of the hash of how often each was told; in the slot of :meth:`unanswered`."""
+        return f"{self.prefix}:webhook-attempts:{{{self.unanswered()}}}"
+
+    def audited(self) -> str:
+        """Return the name of the sorted set of the sessions that have audit entries."""
+        return f"{self.prefix}:audited"
+
+    def audit_positions(self, file_id: str) -> str:
+        """Return the name of the hash of how far each session's audit is in a file."""
+        return f"{self.prefix}:audit-positions:{file_id}"
 
     def probe(self, process_id: str) -> str:
         """Return the channel on which a process hears its own readiness probe."""

@@ -10,43 +10,42 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from agent_sse import events
+from agent_sse.audit import Audit
 from agent_sse.backend import Backend
+from agent_sse.cancels import Cancels, OnCancel
+from agent_sse.decisions import PermissionDecision, PermissionRequest
 from agent_sse.errors import AgentSseError, ConfigurationError, InvalidEvent, RedisUnavailable, SessionOwned
 from agent_sse.keys import check_session_id
-from agent_sse.permissions import PermissionDecision, PermissionRequest, Permissions
+from agent_sse.masking import Masker
+from agent_sse.permissions import OnPending, Permissions
 from agent_sse.publisher import Publisher
 from agent_sse.redis_url import find_redis
-from agent_sse.settings import RedisSettings, Settings, describe
+from agent_sse.registry import Registry
+from agent_sse.settings import ExplicitSettings, RedisSettings, Settings, describe
 from agent_sse.store import Publish, Store
-from agent_sse.tool_calls import ToolCall
+from agent_sse.tool_calls import CallOptions, ToolCall
+from agent_sse.wakes import Wakes
 
 REMEMBERED_CALLS = 10_000  # unfinished calls whose start time is remembered
 
 T = TypeVar("T")
 
 
-class _Explicit(Settings):
-    """The service's settings, from keyword arguments only; a misspelt one is an error."""
-
-    model_config = SettingsConfigDict(extra="forbid")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    backend: Backend
+    store: Store
+    publisher: Publisher
+    permissions: Permissions
+    cancels: Cancels
+    audit: Audit
 
 
 class SimpleNotifier:
@@ -61,7 +60,8 @@ class SimpleNotifier:
 
     def __init__(self, settings: RedisSettings) -> None:
         self.settings = settings
-        self._parts: tuple[Backend, Store, Publisher, Permissions] | None = None
+        self.masker = Masker(settings.mask_keys)
+        self._parts: _Parts | None = None
         self._starting = asyncio.Lock()
         self._closed = False
         self._starts: OrderedDict[tuple[str, str], str] = OrderedDict()
@@ -73,7 +73,7 @@ class SimpleNotifier:
         Raises :class:`ConfigurationError` for an unknown or wrong one.
         """
         try:
-            return cls(_Explicit(redis_url=url, **settings))
+            return cls(ExplicitSettings(redis_url=url, **settings))
         except ValidationError as error:
             raise ConfigurationError(describe(error)) from None
 
@@ -109,24 +109,29 @@ class SimpleNotifier:
         self._closed = True
         parts, self._parts = self._parts, None
         if parts is not None:
-            backend, _, publisher, permissions = parts
-            await publisher.aclose()
-            await permissions.aclose()
-            await backend.aclose()
+            await parts.publisher.aclose()
+            await parts.cancels.aclose()
+            await parts.permissions.aclose()
+            await parts.backend.aclose()
 
-    async def _ready(self) -> tuple[Backend, Store, Publisher, Permissions]:
+    async def _ready(self) -> _Parts:
         if self._parts is None:
             async with self._starting:
                 if self._closed:
                     raise AgentSseError("this notifier is closed; make a new one")
                 if self._parts is None:
-                    url = await find_redis(self.settings)
-                    # Half of it: a connection that went silent leaves time for a try on another one.
-                    backend = Backend(url, timeout=self.settings.publish_timeout / 2)
-                    store = Store(backend, self.settings)
-                    publisher = Publisher(store, timeout=self.settings.publish_timeout)
-                    self._parts = (backend, store, publisher, Permissions(store))
+                    self._parts = self._made(await find_redis(self.settings))
         return self._parts
+
+    def _made(self, url: str) -> _Parts:
+        # Half of it: a connection that went silent leaves time for a try on another one.
+        backend = Backend(url, timeout=self.settings.publish_timeout / 2)
+        store, wakes = Store(backend, self.settings), Wakes(backend)
+        registry = Registry(store)
+        return _Parts(
+            backend, store, Publisher(store, timeout=self.settings.publish_timeout),
+            Permissions(store, wakes, registry), Cancels(store, wakes), Audit(store, registry),
+        )  # fmt: skip
 
     # -- sessions -----------------------------------------------------------------------------------------------
 
@@ -134,14 +139,14 @@ class SimpleNotifier:
         """Register who may use the session. Raises :class:`SessionOwned` if another owner did; an owner is set once."""
         check_session_id(session_id)
         events.check_name(owner, "owner (the token's `sub`)")
-        _, store, _, _ = await self._ready()
+        store = (await self._ready()).store
         if not await self._patiently(lambda: store.open(session_id, owner)):
             raise SessionOwned(f"session {session_id} belongs to another owner")
 
     async def close_session(self, session_id: str) -> None:
         """Erase the session: its events, requests, owner. Open streams end with ``session_closed``."""
         check_session_id(session_id)
-        _, store, _, _ = await self._ready()
+        store = (await self._ready()).store
         await self._patiently(lambda: store.close(session_id))
         for key in [key for key in self._starts if key[0] == session_id]:
             del self._starts[key]
@@ -188,9 +193,9 @@ class SimpleNotifier:
         events.check_name(call_id, "tool_call_id")
         event = events.tool_status(
             status=status, tool_name=tool_name, tool_call_id=call_id,
-            parameters={} if parameters is None else parameters, risk_level=risk_level,
+            parameters={} if parameters is None else self.masker.mask(parameters), risk_level=risk_level,
             start_time=self._start_of(session_id, call_id, terminal, at) if start_time is None else start_time,
-            details=details, at=at,
+            details=details if not details else self.masker.mask(details), at=at,
         )  # fmt: skip
         return await self._publish(session_id, event, "status", call_id, terminal=terminal)
 
@@ -217,8 +222,8 @@ class SimpleNotifier:
         """Publish a ``tool_result``."""
         call_id = tool_name if tool_call_id is None else tool_call_id
         event = events.tool_result(
-            tool_name=tool_name, tool_call_id=call_id, result=result, success=success, error=error,
-            duration_ms=duration_ms,
+            tool_name=tool_name, tool_call_id=call_id, result=self.masker.mask(result), success=success,
+            error=self.masker.mask_text(error) if isinstance(error, str) else error, duration_ms=duration_ms,
         )  # fmt: skip
         return await self._publish(session_id, event, "result", call_id)
 
@@ -237,7 +242,7 @@ class SimpleNotifier:
     ) -> str:
         check_session_id(session_id)
         payload = events.bounded(events.encode(event), self.settings.max_event_bytes)
-        publisher = (self._parts or await self._ready())[2]
+        publisher = (self._parts or await self._ready()).publisher
         return await publisher.publish(Publish(session_id, payload, kind, call_id, terminal))
 
     # -- permissions and calls ----------------------------------------------------------------------------------
@@ -253,8 +258,14 @@ class SimpleNotifier:
         tool_call_id: str | None = None,
         message: str | None = None,
         idempotency_key: str | None = None,
+        server: str = "",
+        editable: bool = False,
+        schema: Mapping[str, Any] | None = None,
     ) -> PermissionDecision:
         """Ask the user and wait for the decision, which is truthy only when approved.
+
+        Run the tool with the decision's ``parameters`` then. With ``editable`` the user may edit them, as far as they
+        fit ``schema`` (JSON Schema); a remembered answer for a tool of this ``server`` decides without asking.
 
         ``timeout`` in seconds runs from now, on Redis' clock. Cancelling the task withdraws the request. With an
         ``idempotency_key`` the request outlives this process until its deadline, and asking again with the same key,
@@ -266,14 +277,23 @@ class SimpleNotifier:
                 session_id=session_id, tool_name=tool_name, parameters={} if parameters is None else parameters,
                 risk_level=risk_level, timeout=_seconds(timeout),
                 tool_call_id=tool_name if tool_call_id is None else tool_call_id,
-                message=message, idempotency_key=idempotency_key,
+                message=message, idempotency_key=idempotency_key, server=server, editable=editable, schema=schema,
             )
         )  # fmt: skip
 
-    async def ask(self, request: PermissionRequest) -> PermissionDecision:
-        """Ask with a :class:`PermissionRequest`; see :meth:`request_permission`."""
+    async def ask(self, request: PermissionRequest, *, on_pending: OnPending | None = None) -> PermissionDecision:
+        """Ask with a :class:`PermissionRequest`; see :meth:`request_permission` and :meth:`Permissions.ask`."""
         check_session_id(request.session_id)
-        return await (await self._ready())[3].ask(request)
+        return await (await self._ready()).permissions.ask(request, on_pending=on_pending)
+
+    async def audit(self, session_id: str, entry: Mapping[str, Any]) -> str:
+        """Append an entry to the session's audit and return its id; for decisions that are made here."""
+        check_session_id(session_id)
+        return await (await self._ready()).audit.append(session_id, entry)
+
+    async def watch_call(self, session_id: str, tool_call_id: str, on_cancel: OnCancel) -> Callable[[], None]:
+        """Call ``on_cancel`` when a user cancels the call. Returns what ends the watching."""
+        return (self._parts or await self._ready()).cancels.watch(session_id, tool_call_id, on_cancel)
 
     def tool_call(
         self,
@@ -288,19 +308,27 @@ class SimpleNotifier:
         message: str | None = None,
         idempotency_key: str | None = None,
         parent_tool_call_id: str | None = None,
+        server: str = "",
+        editable: bool = False,
+        schema: Mapping[str, Any] | None = None,
     ) -> ToolCall:
         """Return an async context manager around one tool call, which publishes each of its states.
 
         The body runs only when nothing has to be asked or the user approved; otherwise
-        :class:`~agent_sse.errors.PermissionDenied` is raised before it. Set ``call.result`` in the body. ``timeout``
-        (seconds) is for the permission.
+        :class:`~agent_sse.errors.PermissionDenied` is raised before it. Run the tool with ``call.parameters``, exactly
+        what was approved, and set ``call.result``. A user's cancel interrupts the body, and leaving the block raises
+        :class:`~agent_sse.errors.ToolCallCancelled`.
+
+        ``timeout`` (seconds) is for the permission, ``message`` for the user, ``server`` whose tool it is. ``editable``
+        lets the user edit the parameters in the answer, as far as they fit ``schema`` (JSON Schema).
         """
         check_session_id(session_id)
-        return ToolCall(
-            self, session_id, tool_name, {} if parameters is None else parameters, risk_level=risk_level,
-            require_permission=require_permission, tool_call_id=tool_call_id, timeout=_seconds(timeout),
-            message=message, idempotency_key=idempotency_key, parent_tool_call_id=parent_tool_call_id,
+        options = CallOptions(
+            risk_level=risk_level, require_permission=require_permission, tool_call_id=tool_call_id,
+            timeout=_seconds(timeout), message=message, idempotency_key=idempotency_key,
+            parent_tool_call_id=parent_tool_call_id, server=server, editable=editable, schema=schema,
         )  # fmt: skip
+        return ToolCall(self, session_id, tool_name, {} if parameters is None else parameters, options)
 
 
 def _seconds(value: object) -> float:

@@ -7,173 +7,191 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
 import random
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
-from agent_sse import events, scripts
+from agent_sse import audit, edits, events, scripts
+from agent_sse.decisions import (
+    SESSION_GONE,
+    Answer,
+    Asked,
+    PermissionDecision,
+    PermissionRequest,
+    read_answer,
+    read_wait,
+    sha256,
+)
 from agent_sse.errors import IdempotencyConflict, InvalidEvent, RedisRefused, RedisUnavailable, TooManyRequestsPending
 from agent_sse.keys import digest
-from agent_sse.pubsub import Subscriber
-from agent_sse.scripts import Script
+from agent_sse.masking import Masker
+from agent_sse.registry import Registry
 from agent_sse.store import Store
+from agent_sse.wakes import Wakes
+
+__all__ = ["SESSION_GONE", "Answer", "PermissionDecision", "PermissionRequest", "Permissions"]
 
 log = logging.getLogger("agent_sse")
 
-Outcome = Literal["approved", "denied", "expired", "cancelled"]
-
 REREAD_INTERVAL = 3.0  # s; a lost wake-up costs this much, never a hang
 WITHDRAW_TIMEOUT = 2.0  # s; how long a cancelled task may still talk to Redis
-SESSION_GONE = "the session was closed, or its state was lost"  # a reason
 MAX_TIMEOUT = 7 * 24 * 3600.0  # s
 TIMES = 100  # bytes; what the script adds to a request event: timestamp and expires_at
 
-
-@dataclass(frozen=True, slots=True)
-class PermissionDecision:
-    """How a permission request ended. Truthy only when it was approved.
-
-    ``outcome`` is ``approved``, ``denied``, ``expired`` or ``cancelled``; ``resolved_by`` the subject who answered,
-    or ``timeout``, ``lease`` (the agent was lost), ``agent`` (it withdrew).
-    """
-
-    approved: bool
-    reason: str | None
-    outcome: Outcome
-    resolved_by: str | None
-    request_id: str
-
-    def __bool__(self) -> bool:
-        return self.approved
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of an answer. ``code`` is as in decide.lua; the rest is the decision that stands, if there is one."""
-
-    code: str
-    request_id: str | None = None
-    tool_name: str | None = None
-    tool_call_id: str | None = None
-    status: str | None = None
-    reason: str | None = None
-    resolved_by: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PermissionRequest:
-    """What is asked. ``timeout`` in seconds; ``orphan``: the event heads for a lost agent's call (`events.head`)."""
-
-    session_id: str
-    tool_name: str
-    parameters: object
-    risk_level: str
-    timeout: float
-    tool_call_id: str
-    message: str | None = None
-    idempotency_key: str | None = None
-    orphan: tuple[bytes, bytes] | None = None
+Covers = Literal["arguments", "tool"]
+OnPending = Callable[[], Awaitable[None]]
 
 
 class Permissions:
     """Asks and answers on one :class:`Store`. ``aclose`` ends the reader that waiting needs."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, wakes: Wakes | None = None, registry: Registry | None = None) -> None:
         self._store = store
         self._settings = store.settings
-        self._subscriber: Subscriber | None = None
-        self._waiters: dict[bytes, dict[str, _Waiter]] = {}
+        self._masker = Masker(store.settings.mask_keys)
+        self._wakes = wakes or Wakes(store.backend)
+        self._registry = registry or Registry(store)
+        self._notes: set[asyncio.Task[None]] = set()  # on their way to the registry
 
     async def aclose(self) -> None:
         """Stop listening. Requests that are still waited for lapse with their lease."""
-        if self._subscriber is not None:
-            await self._subscriber.aclose()
+        await asyncio.gather(*self._notes)
+        await self._wakes.aclose()
+
+    # -- the user's side ----------------------------------------------------------------------------------------
 
     async def answer(
-        self, session_id: str, *, approved: bool, reason: str, request_id: str | None, subject: str
+        self,
+        session_id: str,
+        *,
+        approved: bool,
+        reason: str,
+        request_id: str | None,
+        subject: str,
+        remember: Covers | None = None,
+        patch: object = None,
     ) -> Answer:
-        """Answer a request, or without an id the presented one; exactly one answer wins."""
-        reply = await self._run(
+        """Answer a request, or without an id the presented one; exactly one answer wins.
+
+        ``remember`` makes it hold for the session; ``patch`` edits the parameters (JSON Merge Patch), of the request
+        that ``request_id`` names. Raises ApiError for an edit that cannot be.
+        """
+        more: dict[str, Any] = {}
+        if remember is not None:
+            more = {"scope": "session", "covers": remember, "grant_id": "g_" + secrets.token_urlsafe(12)}
+        edit = None
+        if patch is not None and request_id is not None:
+            edit = await edits.prepare_edit(self._store, session_id, request_id, patch)
+        fragments = [events.encode(more)[1:-1]] if more else []
+        fragments += [edit.fragments] if edit is not None else []
+        # A yes to something else, or for longer, is another answer.
+        plain = remember is None and patch is None
+        reply = await self._store.run(
             scripts.DECIDE, session_id, "answer", request_id or "", "1" if approved else "0",
-            events.encode(reason), events.encode(subject),
+            events.encode(reason), events.encode(subject), "" if plain else sha256([remember, patch]),
+            b",".join(fragments), {"arguments": "a", "tool": "t"}[remember] if remember else "",
+            more.get("grant_id", ""),
         )  # fmt: skip
-        return _answer(reply)
+        return read_answer(reply)
+
+    # -- the agent's side ---------------------------------------------------------------------------------------
 
     async def withdraw(self, session_id: str, request_id: str, reason: str = "withdrawn") -> Answer:
         """Withdraw a request; one that was settled meanwhile stays as it is."""
-        reply = await self._run(
-            scripts.DECIDE, session_id, "withdraw", request_id, "0", events.encode(reason), b'"agent"'
+        reply = await self._store.run(
+            scripts.DECIDE, session_id, "withdraw", request_id, "0", events.encode(reason), b'"agent"', "", "", "", ""
         )
-        return _answer(reply)
+        return read_answer(reply)
 
-    async def ask(self, request: PermissionRequest) -> PermissionDecision:
+    async def ask(self, request: PermissionRequest, *, on_pending: OnPending | None = None) -> PermissionDecision:
         """Ask and wait for the decision; cancelling the task withdraws the request.
 
+        ``on_pending`` is awaited before the user can see the request, and not at all when a remembered answer decides.
         Raises :class:`InvalidEvent`, :class:`IdempotencyConflict`, :class:`TooManyRequestsPending`, and
         :class:`RedisUnavailable` when the question could not be asked.
         """
+        frozen = events.canonical(request.parameters)
         arguments = self._arguments(request)
         request_id = arguments[0]
-        waiter = _Waiter(secrets.token_urlsafe(9))
-        channel = self._store.keyspace.session(request.session_id).wake.encode()
-        self._listen(channel, waiter)
+        waiter = self._waiter(request.session_id)
         try:
-            request_id = await self._create(request, arguments)
-            waiter.request_id = request_id
-            return await self._wait(request, request_id, waiter)
+            asked = await self._create(request, arguments)
+            request_id = waiter.request_id = asked.request_id
+            if on_pending is not None and asked.pending:
+                await on_pending()
+            seconds = request.timeout + self._settings.publish_timeout
+            found = await self._wait(waiter, seconds)
         except (asyncio.CancelledError, RedisUnavailable, RedisRefused):
             await self._withdraw_quietly(request.session_id, request_id)
             raise
         finally:
-            self._unlisten(channel, waiter)
+            waiter.close()
+        if found is None:
+            return PermissionDecision(False, "redis_unavailable", "expired", None, request_id)
+        return edits.approved_parameters(*found, request, frozen, self._masker)
+
+    async def create(self, request: PermissionRequest) -> Asked:
+        """Create a request without waiting; it is presented and kept alive while somebody waits for it."""
+        return await self._create(request, self._arguments(request))
+
+    async def wait(
+        self, session_id: str, request_id: str, *, seconds: float
+    ) -> tuple[PermissionDecision, Mapping[str, Any]] | None:
+        """Wait for a decision, and return it with what else was answered; None when ``seconds`` are over.
+
+        An approval is handed to the first who gets it here, and to nobody else.
+        """
+        waiter = self._waiter(session_id)
+        waiter.request_id = request_id
+        try:
+            return await self._wait(waiter, seconds)
+        finally:
+            waiter.close()
 
     def _arguments(self, request: PermissionRequest) -> list[Any]:
         if not 0 < request.timeout <= MAX_TIMEOUT:
             raise InvalidEvent(f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds")
         request_id = "pr_" + secrets.token_urlsafe(15)
-        data = {
-            "tool_name": events.check_name(request.tool_name, "tool_name"),
-            "parameters": request.parameters,
-            "risk_level": events.check_risk(request.risk_level),
-            "status": "pending",
-            "request_id": request_id,
-            "tool_call_id": events.check_name(request.tool_call_id, "tool_call_id"),
-        }
-        if request.message is not None:
-            data["message"] = events.check_message(request.message, "message")
-        head = events.head({"type": "permission_request", "data": data})
+        server, tool, parameters = request.server, request.tool_name, request.parameters
+        if server:
+            events.check_name(server, "server")
+        shown, hidden = self._masker.masked(parameters)
+        if request.shown is not None:
+            shown = request.shown
+        head = events.head(_event(request, request_id, shown, hidden))
         limit = self._settings.max_event_bytes
         events.bounded(head + b" " * TIMES, limit)
         for part in request.orphan or ():
             events.bounded(part + b" " * TIMES, limit)
-        frozen = events.canonical([request.tool_name, request.parameters])
         key = request.idempotency_key
         if key is not None:
             events.check_name(key, "idempotency_key")
+        told = audit.about(
+            server=server, risk_level=events.check_risk(request.risk_level), digest=sha256(parameters),
+            parameters=shown, rule=request.rule,
+        )  # fmt: skip
         return [
-            request_id, events.encode(request.tool_name), events.encode(request.tool_call_id), request.tool_call_id,
+            request_id, events.encode(tool), events.encode(request.tool_call_id), request.tool_call_id,
             int(request.timeout * 1000) or 1, int(self._settings.permission_lease * 1000),
-            digest(key) if key is not None else "", hashlib.sha256(frozen).hexdigest(), head,
+            digest(key) if key is not None else "", sha256([tool, parameters]), head,
             b"\n".join(request.orphan) if request.orphan else b"", self._settings.max_pending_permissions,
+            request.risk_level, sha256([server, tool]), sha256([server, tool, parameters]), told,
+            events.encode(request.schema) if request.editable and request.schema is not None else b"",
         ]  # fmt: skip
 
-    async def _run(self, script: Script, session_id: str, *args: Any) -> Any:
-        await self._store.backend.connect()
-        return await self._store.backend.run(self._store.call(script, session_id, *args))
-
-    async def _create(self, request: PermissionRequest, arguments: Sequence[Any]) -> str:
+    async def _create(self, request: PermissionRequest, arguments: Sequence[Any]) -> Asked:
         loop = asyncio.get_running_loop()
         until, failures = loop.time() + self._settings.publish_timeout, 0
+        end = int((time.time() + request.timeout + self._settings.permission_lease) * 1000)
+        self._note(self._registry.note_audit(request.session_id, end))
         reply: Any = None
         while True:
             try:
                 # The request id makes a second try harmless: the script knows it.
-                reply = await self._run(scripts.REQUEST, request.session_id, *arguments)
+                reply = await self._store.run(scripts.REQUEST, request.session_id, *arguments)
                 break
             except RedisUnavailable:
                 failures += 1
@@ -189,104 +207,101 @@ class Permissions:
             raise TooManyRequestsPending(
                 f"{reply[1]} permission requests are open (AGENT_SSE_MAX_PENDING_PERMISSIONS); let some be answered"
             )
-        return str(reply[1].decode())
+        asked = Asked(reply[1].decode(), int(reply[2]), int(reply[4]), reply[3] == b"pending")
+        if asked.pending:
+            self._note(self._registry.note_request(request.session_id, asked.request_id, asked.now_ms))
+        return asked
 
-    async def _wait(self, request: PermissionRequest, request_id: str, waiter: _Waiter) -> PermissionDecision:
+    async def _wait(self, waiter: _Waiter, seconds: float) -> tuple[PermissionDecision, Mapping[str, Any]] | None:
         loop = asyncio.get_running_loop()
         lease = self._settings.permission_lease
-        interval = min(REREAD_INTERVAL, lease / 3)
         # Redis' clock decides; this one only bounds how long a silent Redis is waited for.
-        deadline = loop.time() + request.timeout
-        until, failures = deadline + self._settings.publish_timeout, 0
-        while True:
+        until, failures, asked = loop.time() + seconds, 0, False
+        while not asked or loop.time() < until:
             waiter.woken.clear()
             try:
-                reply = await self._run(
-                    scripts.WAIT, request.session_id, request_id, waiter.name, int(lease * 1000),
+                reply = await self._store.run(
+                    scripts.WAIT, waiter.session_id, waiter.request_id, waiter.name, int(lease * 1000),
                     self._settings.permission_concurrency,
                 )  # fmt: skip
             except RedisUnavailable:
                 failures += 1
                 if loop.time() >= until:
-                    return PermissionDecision(False, "redis_unavailable", "expired", None, request_id)
+                    break
                 await asyncio.sleep(random.uniform(0, min(1.0, 0.05 * 2 ** min(failures, 10))))
                 continue
-            failures = 0
-            decision = _decision(reply, request_id)
-            if decision is not None:
-                return decision
-            waiter.shown = reply[2] == b"1"
-            pause = interval if reply[1] < 0 else min(interval, reply[1] / 1000)
-            left = deadline - loop.time()
-            if left > 0:  # nobody announces the deadline when no server has this session's stream
-                pause = min(pause, left + 0.01)
+            failures, asked = 0, True
+            found = read_wait(reply, waiter.request_id)
+            if found is not None:
+                self._note(self._registry.settled(waiter.session_id, waiter.request_id))
+                return found
+            _, again, shown, rest = reply
+            waiter.shown = shown == b"1"
+            # Nobody announces the deadline when no server has this session's stream.
+            pauses = [REREAD_INTERVAL, lease / 3, rest / 1000 + 0.01, max(0.0, until - loop.time())]
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(min(pauses if again < 0 else [*pauses, again / 1000])):
                     await waiter.woken.wait()
+        return None
 
     async def _withdraw_quietly(self, session_id: str, request_id: str) -> None:
         try:
             async with asyncio.timeout(WITHDRAW_TIMEOUT):
                 await self.withdraw(session_id, request_id)
+                await self._registry.settled(session_id, request_id)
         except (RedisUnavailable, RedisRefused, TimeoutError) as error:
             log.warning("session %s: request %s not withdrawn, its lease will lapse: %s", session_id, request_id, error)
 
-    def _listen(self, channel: bytes, waiter: _Waiter) -> None:
-        if self._subscriber is None:
-            self._subscriber = Subscriber(
-                self._store.backend, on_message=self._on_wake, on_subscribed=self._on_subscribed
-            )
-            self._subscriber.start()
-        self._waiters.setdefault(channel, {})[waiter.name] = waiter
-        self._subscriber.add(channel)
+    def _note(self, note: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(note, name="agent-sse registry")
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
 
-    def _unlisten(self, channel: bytes, waiter: _Waiter) -> None:
-        waiters = self._waiters[channel]
-        del waiters[waiter.name]
-        if not waiters and self._subscriber is not None:
-            del self._waiters[channel]
-            self._subscriber.remove(channel)
+    def _waiter(self, session_id: str) -> _Waiter:
+        return _Waiter(session_id, self._store.keyspace.session(session_id).wake.encode(), self._wakes)
 
-    def _on_wake(self, channel: bytes, data: bytes) -> None:
-        for waiter in self._waiters.get(channel, {}).values():
-            # Its own request was settled, or one was, so that it may be the next to be presented.
-            if not waiter.shown or data == b"closed" or data == waiter.request_id.encode():
-                waiter.woken.set()
 
-    def _on_subscribed(self, channel: bytes) -> None:
-        for waiter in self._waiters.get(channel, {}).values():
-            waiter.woken.set()  # what was said before has no message
+def _event(request: PermissionRequest, request_id: str, shown: object, hidden: Sequence[str]) -> dict[str, Any]:
+    """Return the ``permission_request`` of protocol.md § 5, and what an answer may say (docs/permissions.md)."""
+    data: dict[str, Any] = {
+        "tool_name": events.check_name(request.tool_name, "tool_name"),
+        "parameters": shown,
+        "risk_level": events.check_risk(request.risk_level),
+        "status": "pending",
+        "request_id": request_id,
+        "tool_call_id": events.check_name(request.tool_call_id, "tool_call_id"),
+        "editable": request.editable,
+        "scopes": ["once"] if request.risk_level == "critical" else ["once", "session"],
+    }
+    if hidden:
+        data["masked"] = list(hidden)
+    if request.server:
+        data["server"] = request.server
+    if request.message is not None:
+        data["message"] = events.check_message(request.message, "message")
+    return {"type": "permission_request", "data": data}
 
 
 class _Waiter:
-    __slots__ = ("name", "request_id", "shown", "woken")
+    """One who waits for a request, as a listener on its session's `wake` channel."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, session_id: str, channel: bytes, wakes: Wakes) -> None:
+        self.name = secrets.token_urlsafe(9)
+        self.session_id = session_id
         self.request_id = ""
         self.shown = False
         self.woken = asyncio.Event()
+        self._channel = channel
+        self._wakes = wakes
+        wakes.add(channel, self)
 
+    def close(self) -> None:
+        self._wakes.remove(self._channel, self)
 
-def _answer(reply: Sequence[bytes]) -> Answer:
-    try:
-        code, *rest = (part.decode() for part in reply)
-        if not rest:
-            return Answer(code)
-        request_id, tool, call, status, reason, by = rest
-        return Answer(code, request_id, json.loads(tool), json.loads(call), status, json.loads(reason), json.loads(by))
-    except ValueError as error:
-        raise RedisRefused(f"Redis holds a permission request that this package did not write: {error}") from None
+    def on_wake(self, data: bytes) -> None:
+        # Its own request was settled, or one was, so that it may be the next to be presented.
+        if data == b"closed" or data == self.request_id.encode() or not (self.shown or data.startswith(b"c:")):
+            self.woken.set()
 
-
-def _decision(reply: Sequence[Any], request_id: str) -> PermissionDecision | None:
-    """Return the decision in wait.lua's reply, None while it is pending."""
-    if reply[0] == b"pending":
-        return None
-    if reply[0] == b"taken":
-        return PermissionDecision(False, "the approval was handed to another waiter", "cancelled", None, request_id)
-    if reply[0] == b"unknown":
-        return PermissionDecision(False, SESSION_GONE, "cancelled", None, request_id)
-    answer = _answer([b"settled", *reply[1:]])
-    outcome: Any = answer.status
-    return PermissionDecision(outcome == "approved", answer.reason, outcome, answer.resolved_by, request_id)
+    def on_subscribed(self) -> None:
+        self.woken.set()

@@ -10,7 +10,7 @@ import re
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-import re2  # type: ignore[import-untyped]  # google-re2 ships no types
+import re2
 
 PATTERN_LIMIT = 2000  # characters
 PROGRAM_LIMIT = 10_000  # instructions of RE2's program

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from agent_sse.masking import DEFAULT_KEYS
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -40,6 +42,21 @@ class RedisSettings(BaseSettings):
     permission_concurrency: Count = Field(1, description="How many permission requests are shown at a time")
     max_pending_permissions: Count = Field(1000, description="Open permission requests per session")
     permission_lease: Seconds = Field(15, description="A waiter that does not renew within this time counts as dead")
+    mask_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        DEFAULT_KEYS,
+        description="Names whose values are shown as ••••, comma-separated; +name adds to the default list",
+    )
+    audit_retention: Seconds = Field(30 * 24 * 3600, description="How long an entry of the audit is kept")
+    audit_entries: Count = Field(10_000, description="How many audit entries of a session are kept")
+
+    @field_validator("mask_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        names = tuple(name.strip() for name in value.split(",") if name.strip())
+        added = tuple(name.removeprefix("+") for name in names if name.startswith("+"))
+        return (*DEFAULT_KEYS, *added) if len(added) == len(names) else names
 
 
 class Settings(RedisSettings):
@@ -64,6 +81,16 @@ class Settings(RedisSettings):
     max_streams_per_session: Count = Field(1000, description="Open streams per session and process")
     stream_buffer_bytes: Count = Field(256 * 1024, description="Bytes queued for one client before it has to catch up")
     max_body_bytes: Count = Field(1024 * 1024, description="Largest request body")
+    webhook_url: str = Field(
+        "", repr=False, description="Where unanswered permission requests are posted; empty = nowhere"
+    )
+    webhook_secret: str = Field("", repr=False, description="Secret of the webhook's signature, at least 32 bytes")
+    webhook_after: Seconds = Field(
+        30, description="How long a request waits for an answer before the webhook is called"
+    )
+    webhook_timeout: Seconds = Field(10, description="How long the webhook's receiver may take to answer")
+    webhook_attempts: Count = Field(8, description="How often a delivery is tried")
+    audit_file: Path | None = Field(None, description="JSON-lines file to which the audit of all sessions is appended")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field((), description="Allowed origins, comma-separated")
 
     @field_validator("cors_origins", mode="before")
@@ -81,10 +108,28 @@ class Settings(RedisSettings):
                 raise ValueError("list exact origins such as https://app.example.com; a wildcard is not accepted")
         return value
 
-    @field_validator("jwt_jwks_file", "state_dir", mode="before")
+    @field_validator("jwt_jwks_file", "state_dir", "audit_file", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
+
+
+class ExplicitSettings(Settings):
+    """The settings from keyword arguments only; a misspelt one is an error."""
+
+    model_config = SettingsConfigDict(extra="forbid")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take nothing from the environment."""
+        return (init_settings,)
 
 
 def describe(error: ValidationError) -> str:

@@ -82,6 +82,7 @@ class Health:
     streams: dict[str, int]
     pending: Sequence[tuple[bool, bytes]]
     pending_total: int
+    grants: Sequence[bytes]
 
 
 class Store:
@@ -97,6 +98,7 @@ class Store:
             settings.retention_bytes,
             int(settings.session_ttl * 1000),
         )
+        self._audit_bounds: tuple[Arg, ...] = (int(settings.audit_retention * 1000), settings.audit_entries)
         self._heads: dict[tuple[str, int, int, str], bytes] = {}  # one per script and length of a session id
 
     def call(self, script: Script, session_id: str, *args: Arg) -> Call:
@@ -115,10 +117,12 @@ class Store:
         """
         k = self.keyspace.session("\0" * length)
         keys: tuple[str, ...] = (k.events, k.state, k.channel, k.calls, k.publishers, k.closed)
+        bounds = (*self._bounds, publish_command)
         if script not in (scripts.PUBLISH, scripts.REPLAY, scripts.OPEN):
-            keys = (*keys, k.requests, k.queue, k.due, k.wake, k.streams)
+            keys = (*keys, k.requests, k.queue, k.due, k.wake, k.streams, k.grants, k.audit)
+            bounds = (*bounds, *self._audit_bounds)
         last = ("",) * count
-        packed = pack(("EVALSHA", script.sha, len(keys), *keys, *self._bounds, publish_command, *last))
+        packed = pack(("EVALSHA", script.sha, len(keys), *keys, *bounds, *last))
         return packed[: len(packed) - len(pack_items(last))]
 
     def server_of(self, session_id: str) -> str:
@@ -132,19 +136,20 @@ class Store:
             "1" if event.terminal else "0",
         )  # fmt: skip
 
-    async def _run(self, script: Script, session_id: str, *args: Arg) -> Any:
+    async def run(self, script: Script, session_id: str, *args: Arg) -> Any:
+        """Run a session script on its server. Raises :class:`RedisUnavailable`, :class:`RedisRefused`."""
         await self.backend.connect()  # the publish command is known from here on
         return await self.backend.run(self.call(script, session_id, *args))
 
     async def replay(self, session_id: str, cursor: EventId, *, events: int, size: int) -> Page:
         """Read up to ``events`` events and about ``size`` bytes after ``cursor``."""
-        reply = await self._run(scripts.REPLAY, session_id, format_id(cursor), events, size)
+        reply = await self.run(scripts.REPLAY, session_id, format_id(cursor), events, size)
         status: Literal["ok", "expired", "lost"] = reply[0].decode()
         return Page(status, read_id(reply[1]), read_id(reply[2]) if reply[2] else None, reply[3::2], reply[4::2])
 
     async def snapshot(self, session_id: str) -> Snapshot:
         """Read the session's present state at one moment."""
-        tip, closed, last, result, calls, shown, now = await self._run(scripts.SNAPSHOT, session_id)
+        tip, closed, last, result, calls, shown, now = await self.run(scripts.SNAPSHOT, session_id)
         statuses = sorted(
             (read_id(event_id), payload) for event_id, payload in (value.split(b" ", 1) for value in calls[1::2])
         )
@@ -167,18 +172,18 @@ class Store:
 
     async def health(self, session_id: str) -> Health:
         """Read what the health endpoint tells; counts of processes that stopped renewing them are left out."""
-        tip, retained, streams, pending, now, total = await self._run(scripts.HEALTH, session_id)
+        tip, retained, streams, pending, now, total, grants = await self.run(scripts.HEALTH, session_id)
         counts: dict[str, int] = {}
         for process, value in zip(streams[::2], streams[1::2], strict=True):
             count, until = value.split()
             if int(until) > int(now):
                 counts[process.decode()] = int(count)
         rows = [(flag == b"1", payload) for flag, payload in zip(pending[::2], pending[1::2], strict=True)]
-        return Health(read_id(tip), int(retained), counts, rows, int(total))
+        return Health(read_id(tip), int(retained), counts, rows, int(total), grants)
 
     async def open(self, session_id: str, owner: str) -> bool:
         """Register the owner; False when another one owns the session."""
-        if await self._run(scripts.OPEN, session_id, owner) == b"owned":
+        if await self.run(scripts.OPEN, session_id, owner) == b"owned":
             return False
         if owner:
             key, now = self.keyspace.owned(owner), int(time.time())
@@ -193,7 +198,7 @@ class Store:
 
     async def close(self, session_id: str) -> None:
         """Erase the session; open streams end."""
-        await self._run(scripts.CLOSE, session_id)
+        await self.run(scripts.CLOSE, session_id)
 
     async def owner_of(self, session_id: str) -> str | None:
         """Return the registered owner, None when there is none or the session is unknown."""

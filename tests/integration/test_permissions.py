@@ -351,7 +351,7 @@ async def test_agent_that_hears_nothing_finds_the_answer_by_reading(room: Room, 
     async with SimpleNotifier.from_url(valkey.url, permission_lease=1.5) as agent:
         first = ask(agent, room, "first")
         one = await room.presented()
-        deaf = agent._parts[3]._subscriber  # type: ignore[index]
+        deaf = agent._parts.permissions._wakes._subscriber  # type: ignore[union-attr]
         assert deaf is not None
         deaf.on_message = lambda channel, data: None
         second = ask(agent, room, "second")

@@ -5,12 +5,25 @@ Knows no transport: the client wrapper, the server's middleware and the guard al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import json
+import math
+import secrets
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from agent_sse import events
+from agent_sse.decisions import PermissionDecision, sha256
+from agent_sse.errors import AgentSseError, PermissionDenied, RedisUnavailable, ToolCallCancelled
 from agent_sse.notifier import SimpleNotifier
+from agent_sse.policy import DEFAULT_POLICY, Policy, Verdict
+from agent_sse.policy_file import PolicyFile
+from agent_sse.shorten import shorten
+from agent_sse.tool_calls import CallOptions, ToolCall
+
+INLINE = 64 * 1024  # bytes of arguments that the policy judges in the event loop; a thread takes larger ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +38,27 @@ class Tool:
 class Gate:
     """Decides about and reports the calls of one server's tools in one session.
 
-    ``server`` is the name that the policy's rules and the user see; ``timeout`` (s) is for each permission.
+    ``server`` is the name that the policy's rules and the user see, and ``trusted`` whether its annotations may lower a
+    tool's risk; ``policy`` is a policy, a file that is read again when it changes, or None for the default;
+    ``timeout`` (s) is for each permission.
     """
 
     def __init__(
-        self, notifier: SimpleNotifier, session_id: str, *, server: str, policy: Any, timeout: float = 300.0
+        self,
+        notifier: SimpleNotifier,
+        session_id: str,
+        *,
+        server: str,
+        policy: Policy | PolicyFile | None = None,
+        trusted: bool = False,
+        timeout: float = 300.0,
     ) -> None:
-        raise NotImplementedError
+        self.notifier = notifier
+        self.session_id = session_id
+        self.server = events.check_name(server, "server")
+        self.timeout = timeout
+        self._policy = policy
+        self._trusted = trusted
 
     def call(self, tool: Tool, arguments: Mapping[str, Any] | None, *, tool_call_id: str | None = None) -> GatedCall:
         """Return the call as an async context manager; its body runs only when the call may.
@@ -39,34 +66,178 @@ class Gate:
         Entering raises :class:`~agent_sse.errors.PermissionDenied` when policy or user refuse (also: expired,
         withdrawn). A cancel from the browser cancels the body (``CancelledError`` inside it) and leaving then raises
         :class:`~agent_sse.errors.ToolCallCancelled`. An exception of the body is reported as ``failed`` and goes on;
-        cancelling the task from outside is reported as ``cancelled`` and goes on.
+        cancelling the task from outside is reported as ``cancelled`` and goes on. Raises :class:`InvalidEvent` for
+        arguments that are not JSON.
         """
-        raise NotImplementedError
+        return GatedCall(self, tool, arguments or {}, tool_call_id or "call_" + secrets.token_urlsafe(12))
+
+    async def decide(self, tool: Tool, arguments: Mapping[str, Any], size: int) -> Verdict:
+        """Return what the policy says of a call; ``size`` of its arguments in bytes."""
+        policy = self._policy.current() if isinstance(self._policy, PolicyFile) else self._policy or DEFAULT_POLICY
+
+        def judge() -> Verdict:
+            return policy.decide(
+                server=self.server, tool=tool.name, arguments=arguments, annotations=tool.annotations,
+                trusted=self._trusted,
+            )  # fmt: skip
+
+        return judge() if size <= INLINE else await asyncio.to_thread(judge)
+
+    def shown(self, value: object) -> object:
+        """Return a value as users see it: secrets masked, and cut when an event could not hold it."""
+        limit = self.notifier.settings.max_event_bytes // 3
+        return shorten(value, lambda item: len(events.encode(item)), limit, self.notifier.masker.mask)
 
 
 class GatedCall:
-    """A call on its way; use it as an async context manager."""
+    """A call on its way; use it as an async context manager. ``arguments`` are set inside.
 
-    arguments: dict[str, Any]  # exactly what was approved, a fresh copy: call the tool with this and nothing else
-    tool_call_id: str
+    ``arguments`` is exactly what was approved, a fresh copy: call the tool with this and nothing else.
+    """
+
+    def __init__(self, gate: Gate, tool: Tool, arguments: Mapping[str, Any], tool_call_id: str) -> None:
+        self.tool_call_id = tool_call_id
+        self._gate = gate
+        self._tool = tool
+        self._frozen = events.canonical(arguments)
+        self._digest = sha256(arguments)
+        self._call: ToolCall | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return a fresh copy of what was approved, checked against its SHA-256."""
+        arguments: dict[str, Any] = json.loads(self._frozen)
+        if self._call is None or sha256(arguments) != self._digest:
+            raise AgentSseError("these arguments were not approved; the tool must not run")
+        return arguments
 
     async def __aenter__(self) -> Self:
-        raise NotImplementedError
+        arguments: dict[str, Any] = json.loads(self._frozen)
+        verdict = await self._gate.decide(self._tool, arguments, len(self._frozen))
+        shown = self._gate.shown(arguments)
+        if verdict.decision == "deny":
+            await self._deny(verdict, shown)
+        call = self._tool_call(verdict, arguments, shown)
+        if verdict.decision == "allow":
+            await self._enter_recorded(call, self._record(verdict, shown, "approved"))
+        else:
+            await call.__aenter__()
+            if call.decision is not None and call.decision.edited:
+                self._frozen, self._digest = events.canonical(call.parameters), sha256(call.parameters)
+        self._call = call
+        return self
+
+    async def _enter_recorded(self, call: ToolCall, record: Coroutine[Any, Any, None]) -> None:
+        """Enter the call beside writing the audit, which is there before the tool can run."""
+        recording = asyncio.create_task(record)
+        try:
+            await call.__aenter__()
+        except BaseException:
+            await asyncio.gather(recording, return_exceptions=True)
+            raise
+        try:
+            await recording
+        except BaseException as error:
+            await call.__aexit__(type(error), error, error.__traceback__)
+            raise
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        raise NotImplementedError
+        call, self._call = self._call, None
+        if call is not None:
+            await call.__aexit__(exc_type, exc, traceback)
 
     def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Say how far the call is. Never blocks or raises: it is coalesced and published by another task."""
-        raise NotImplementedError
+        if self._call is None or not _is_number(progress):
+            return
+        self._call.report(
+            progress, total=total if _is_number(total) else None,
+            message=message[: events.MESSAGE_LIMIT] if isinstance(message, str) else None,
+        )  # fmt: skip
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Set the outcome: a ``CallToolResult`` as JSON on the wire; ``isError`` makes the call ``failed``."""
-        raise NotImplementedError
+        if self._call is None:
+            return
+        shown = self._gate.shown(result)
+        self._call.result = shown
+        if result.get("isError") is True:
+            self._call.fail(_text(shown) or "the tool failed without a message")
+
+    def _tool_call(self, verdict: Verdict, arguments: dict[str, Any], shown: object) -> ToolCall:
+        whole = sha256(shown) == sha256(self._gate.notifier.masker.mask(arguments))
+
+        async def check_edit(edited: Any) -> str | None:
+            again = await self._gate.decide(self._tool, edited, len(events.canonical(edited)))
+            return f"policy, {again.rule}: {again.reason or 'denied'}" if again.decision == "deny" else None
+
+        options = CallOptions(
+            risk_level=verdict.risk_level, require_permission=verdict.decision == "ask",
+            tool_call_id=self.tool_call_id, server=self._gate.server, timeout=verdict.timeout or self._gate.timeout,
+            editable=verdict.editable and whole, schema=self._tool.input_schema, shown=shown, rule=verdict.rule,
+            check_edit=check_edit,
+        )  # fmt: skip
+        return ToolCall(self._gate.notifier, self._gate.session_id, self._tool.name, arguments, options)
+
+    async def _deny(self, verdict: Verdict, shown: object) -> None:
+        notifier, session, name = self._gate.notifier, self._gate.session_id, self._tool.name
+        reason = verdict.reason or "not allowed"
+        details = {"server": self._gate.server}
+        status: Any = {"parameters": shown, "risk_level": verdict.risk_level, "tool_call_id": self.tool_call_id}
+        await asyncio.gather(
+            self._record(verdict, shown, "denied"),
+            notifier.tool_status(session, name, "pending", details=details, **status),
+            notifier.tool_status(session, name, "denied", details=details, **status),
+            notifier.tool_result(
+                session, name, None, success=False, tool_call_id=self.tool_call_id, error=f"denied by policy: {reason}"
+            ),
+        )
+        raise PermissionDenied(PermissionDecision(False, reason, "denied", f"policy:{verdict.rule}", ""))
+
+    async def _record(self, verdict: Verdict, shown: object, outcome: str) -> None:
+        entry = {
+            "kind": "decision", "tool_call_id": self.tool_call_id, "tool_name": self._tool.name,
+            "server": self._gate.server, "risk_level": verdict.risk_level, "digest": self._digest,
+            "parameters": shown, "outcome": outcome, "by": "policy", "rule": verdict.rule,
+            "resolved_by": "policy", "reason": verdict.reason,
+        }  # fmt: skip
+        await self._gate.notifier.audit(self._gate.session_id, entry)
 
 
-def refusal(error: Exception) -> dict[str, Any]:
-    """Return the ``CallToolResult`` (JSON) that tells the model of a PermissionDenied or ToolCallCancelled."""
-    raise NotImplementedError
+def refusal(error: AgentSseError) -> dict[str, Any]:
+    """Return the ``CallToolResult`` (JSON) that tells the model why a call did not run, or was interrupted."""
+    return {"content": [{"type": "text", "text": refusal_text(error)}], "isError": True}
+
+
+def refusal_text(error: AgentSseError) -> str:
+    """Return what the model is told: what happened, by whom, with the user's own words."""
+    if isinstance(error, ToolCallCancelled):
+        return "The user cancelled this call while it ran." + _said(error.reason)
+    if isinstance(error, RedisUnavailable):
+        return "The tool was not run: the service that asks the user cannot be reached. Try again later."
+    if not isinstance(error, PermissionDenied):
+        return f"The tool was not run: {error}"
+    decision = error.decision
+    if decision.outcome == "expired":
+        return "The tool was not run: nobody answered the permission request in time."
+    if decision.outcome == "cancelled":
+        return "The tool was not run: the permission request was withdrawn." + _said(decision.reason)
+    if (decision.resolved_by or "").startswith("policy"):
+        return "The tool was not run: a policy denies this call." + _said(decision.reason)
+    return "The tool was not run: the user denied permission." + _said(decision.reason)
+
+
+def _said(reason: str | None) -> str:
+    return f" Reason: {reason}" if reason else ""
+
+
+def _text(result: object) -> str:
+    content = result.get("content") if isinstance(result, Mapping) else None
+    parts = [part.get("text") for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
+    return "\n".join(part for part in parts if isinstance(part, str))[: events.MESSAGE_LIMIT]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,15 +2,23 @@
 --
 -- KEYS[7] requests (hash)  KEYS[8] queue (sorted set: open requests by order)
 -- KEYS[9] due (sorted set: when a request has to be settled or erased, ms)   KEYS[10] wake (channel)
+-- KEYS[12] grants (hash)   KEYS[13] audit (stream)
+-- ARGV[6] how long the audit is kept, ms   ARGV[7] how many of its entries
 --
 -- requests holds, for a request R: `R` its record as JSON, `e:R` the permission_request event, `o:R` what to append
--- when its agent is lost, and `k:<digest>` the request that an idempotency key belongs to. In a record: n order,
+-- when its agent is lost, `m:R` what the audit says of it, `s:R` the JSON Schema that edits have to fit, `x:R` how it
+-- was answered beyond yes and no, and `k:<digest>` the request that an idempotency key belongs to; `c:<call id>` is a
+-- cancellation that the call's agent has not taken yet. In a record: n order,
 -- st pending|approved|denied|expired|cancelled, tool/call/reason/by JSON fragments, cid the plain tool call id,
--- deadline, lease and at (ms), shown (ms, 0 = never), key, digest, to (the waiter that was handed the approval).
+-- deadline, lease and at (ms), shown (ms, 0 = never), key, digest, to (the waiter that was handed the approval), and
+-- what an older release does not write: risk, gt and ga (digests of server and tool, and of these and the parameters:
+-- what a grant covers), ans (digest of the whole answer).
 -- In the state hash: `shown` the open presented requests, `cleared` when the last presented one was settled (ms),
 -- `prior` which one that was.
+-- grants holds a remembered answer as JSON under its id, and its id under `t:<gt>` or `a:<ga>`.
 local GAP = 1000 -- ms between a clear and the next presentation; the guide's component needs it
 local requests, queue, due, wake = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local grants, audit = KEYS[12], KEYS[13]
 
 local STRINGS = { 'st', 'tool', 'call', 'cid', 'reason', 'by', 'key', 'digest', 'to' }
 local NUMBERS = { 'n', 'deadline', 'lease', 'shown' }
@@ -36,7 +44,7 @@ end
 
 -- Erases a request.
 local function forget(id)
-  redis.call('HDEL', requests, id, 'e:' .. id, 'o:' .. id)
+  redis.call('HDEL', requests, id, 'e:' .. id, 'o:' .. id, 'm:' .. id, 's:' .. id, 'x:' .. id)
   redis.call('ZREM', queue, id)
   redis.call('ZREM', due, id)
   unlist(id)
@@ -72,6 +80,12 @@ local function schedule_erasure(id, r)
   redis.call('ZADD', due, integer(kept + retention), id)
 end
 
+-- Appends to the audit, which has bounds of its own. The entry's id tells its time.
+local function record(entry)
+  redis.call('XADD', audit, 'MAXLEN', '~', ARGV[7], '*', 'd', entry)
+  redis.call('PEXPIRE', audit, ARGV[6])
+end
+
 -- The agent is gone: say for it what became of the tool call, so that no card stays for ever.
 local function append_orphan(id, r)
   local status, result = string.match(redis.call('HGET', requests, 'o:' .. id) or '', '^([^\n]+)\n([^\n]+)$')
@@ -83,25 +97,31 @@ local function append_orphan(id, r)
   redis.call('HSET', state, 'result', result .. tail, 'result_call', r.cid)
 end
 
--- The only way out of `pending`. `reason` and `by` are JSON fragments.
-local function settle(id, r, outcome, reason, by, answered)
+-- The only way out of `pending`. `reason` and `by` are JSON fragments; `how` is answer, grant, expiry, withdrawal, cancel
+-- or lease; `more` is what else the answer said, as `"name":value` fragments, or "".
+local function settle(id, r, outcome, reason, by, how, more)
   local lost = r.lease <= now
   r.st, r.reason, r.by, r.at = outcome, reason, by, now
   save_request(id, r)
   redis.call('ZREM', queue, id)
   schedule_erasure(id, r)
-  if answered then
+  local told = more == '' and '' or ',' .. more
+  local names = '"request_id":"' .. id .. '","tool_call_id":' .. r.call .. ',"tool_name":' .. r.tool
+  if how == 'answer' then
     append('{"type":"permission_response_result","data":{"success":true,"request_id":"' .. id .. '","approved":'
-      .. (outcome == 'approved' and 'true' or 'false') .. ',"reason":' .. reason .. ',"timestamp":"' .. iso(now) .. '"}}', '')
+      .. (outcome == 'approved' and 'true' or 'false') .. ',"reason":' .. reason .. told
+      .. ',"timestamp":"' .. iso(now) .. '"}}', '')
   end
   if r.shown > 0 then
-    append('{"type":"permission_cleared","data":{"request_id":"' .. id .. '","tool_call_id":' .. r.call .. ',"tool_name":'
-      .. r.tool .. ',"outcome":"' .. outcome .. '","reason":' .. reason .. ',"resolved_by":' .. by .. ',"timestamp":"'
-      .. iso(now) .. '"}}', '')
+    append('{"type":"permission_cleared","data":{' .. names .. ',"outcome":"' .. outcome .. '","reason":' .. reason
+      .. ',"resolved_by":' .. by .. told .. ',"timestamp":"' .. iso(now) .. '"}}', '')
     unlist(id)
     redis.call('HSET', state, 'cleared', integer(now), 'prior', id)
   end
-  redis.call('HDEL', requests, 'e:' .. id) -- nobody shows it any more
+  record('{"kind":"decision",' .. names .. ',' .. (redis.call('HGET', requests, 'm:' .. id) or '') .. '"outcome":"'
+    .. outcome .. '","by":"' .. how .. '","resolved_by":' .. by .. ',"reason":' .. reason .. told .. '}')
+  if more ~= '' then redis.call('HSET', requests, 'x:' .. id, '{' .. more .. '}') end
+  redis.call('HDEL', requests, 'e:' .. id, 'm:' .. id, 's:' .. id) -- nobody shows it any more
   if outcome ~= 'approved' then
     if lost then append_orphan(id, r) end
     redis.call('HDEL', requests, 'o:' .. id)
@@ -116,9 +136,9 @@ end
 local function settle_overdue(id, r)
   if r.st ~= 'pending' then return end
   if now >= r.deadline then
-    settle(id, r, 'expired', r.shown > 0 and '"timeout"' or '"never_presented"', '"timeout"', false)
+    settle(id, r, 'expired', r.shown > 0 and '"timeout"' or '"never_presented"', '"timeout"', 'expiry', '')
   elseif r.key == '' and now >= r.lease then
-    settle(id, r, 'cancelled', '"agent_lost"', '"lease"', false)
+    settle(id, r, 'cancelled', '"agent_lost"', '"lease"', 'lease', '')
   end
 end
 
@@ -129,11 +149,32 @@ local function load_settled(id)
   return r
 end
 
+-- The agent of a cancelled call has not taken the cancellation: it is gone, so say for it what became of the call.
+local function close_cancelled(field)
+  local cid = string.sub(field, 3)
+  local reason = redis.call('HGET', requests, field)
+  redis.call('HDEL', requests, field)
+  redis.call('ZREM', due, field)
+  local payload = string.match(redis.call('HGET', calls, cid) or '', '^%S+ (.*)$')
+  if not (payload and reason) then return end
+  local at = '"timestamp":"' .. iso(now) .. '"}}'
+  payload = string.gsub(string.gsub(payload, '"status":"[a-z_]+"', '"status":"cancelled"', 1), '"timestamp":"[^"]*"}}$', at)
+  record_status(cid, append(payload, ''), payload, true)
+  local is_json, event = pcall(cjson.decode, payload)
+  local tool = is_json and cjson.encode(event.data.tool_name) or '""'
+  local result = '{"type":"tool_result","data":{"tool_name":' .. tool .. ',"tool_call_id":' .. cjson.encode(cid)
+    .. ',"result":null,"success":false,"error":"cancelled by the user; the agent does not answer",' .. at
+  append(result, '')
+  redis.call('HSET', state, 'result', result, 'result_call', cid)
+end
+
 -- Settles what is overdue and erases what was settled long ago, a bounded number at a time. Every permission script
 -- begins with it.
 local function sweep()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', integer(now), 'LIMIT', 0, 100)) do
-    local r = load_request(id)
+    local is_cancellation = string.sub(id, 1, 2) == 'c:'
+    if is_cancellation then close_cancelled(id) end
+    local r = not is_cancellation and load_request(id)
     if r and r.st == 'approved' and redis.call('HEXISTS', requests, 'o:' .. id) == 1 then
       append_orphan(id, r)
       redis.call('HDEL', requests, 'o:' .. id)
@@ -188,7 +229,26 @@ local function shown_events()
   return payloads
 end
 
--- {code, request id, tool JSON, call JSON, state, reason JSON, by JSON}
+-- {code, request id, tool JSON, call JSON, state, reason JSON, by JSON, what else was answered as JSON or ""}
 local function verdict(code, id, r)
-  return { code, id, r.tool, r.call, r.st, r.reason, r.by }
+  return { code, id, r.tool, r.call, r.st, r.reason, r.by, redis.call('HGET', requests, 'x:' .. id) or '' }
+end
+
+-- Returns the id and the text of the remembered answer that covers `r`, the one for these parameters before the one for
+-- the tool. What is critical is asked each time.
+local function covering(r)
+  if (r.risk or '') == '' or r.risk == 'critical' then return nil end
+  for _, field in ipairs({ 'a:' .. r.ga, 't:' .. r.gt }) do
+    local grant = redis.call('HGET', grants, field)
+    local text = grant and redis.call('HGET', grants, grant)
+    if text then return grant, text end
+  end
+  return nil
+end
+
+-- Settles `r` by a remembered answer.
+local function settle_by_grant(id, r, grant, text)
+  local outcome = string.find(text, '"approved":true', 1, true) and 'approved' or 'denied'
+  local reason = string.match(text, '^{"reason":("[^\n]*"),\n') or '""'
+  settle(id, r, outcome, reason, '"grant:' .. grant .. '"', 'grant', '"grant_id":"' .. grant .. '"')
 end

@@ -83,7 +83,7 @@ end
 -- Renews the lifetime of everything but the Stream, which lives by its last event.
 local function renew()
   local lifetime = integer(math.max(ttl, retention + 2000, deadline - now + retention)) -- never before the Stream
-  for _, i in ipairs({ 2, 4, 5, 7, 8, 9 }) do
+  for _, i in ipairs({ 2, 4, 5, 7, 8, 9, 12 }) do
     if KEYS[i] then redis.call('PEXPIRE', KEYS[i], lifetime) end
   end
 end

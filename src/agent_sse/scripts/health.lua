@@ -1,11 +1,19 @@
 -- Read what the health endpoint tells of a session.
 -- KEYS    as in tick.lua
 -- Returns {tip, retained events, {process, "<open streams> <until>", …}, {"1" when presented or "0", payload, …}, now in ms,
--- open requests}. The payloads end where they would be larger than a session's retained bytes.
+-- open requests, {remembered answer, …}}. The payloads end where they would be larger than a session's retained bytes.
 local refused = load_state()
 if refused then return refused end
 sweep()
 save_state()
+local function remembered()
+  local found, flat = {}, redis.call('HGETALL', grants)
+  for i = 1, #flat, 2 do
+    if not string.find(flat[i], ':', 1, true) then found[#found + 1] = flat[i + 1] end
+  end
+  return found
+end
+
 local pending, size = {}, 0
 for _, id in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
   local r = load_request(id)
@@ -18,4 +26,4 @@ for _, id in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
   end
 end
 return { tip, redis.call('XLEN', events), redis.call('HGETALL', KEYS[11]), pending, integer(now),
-  redis.call('ZCARD', queue) }
+  redis.call('ZCARD', queue), remembered() }

@@ -1,0 +1,78 @@
+"""The audit of a session: who decided what, when, on which parameters. Appended to and read, never changed.
+
+Scripts append what is decided in Redis (`record` in _permissions.lua); here is what an agent's own policy decides.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from agent_sse import events
+from agent_sse.frames import EventId, format_id
+from agent_sse.registry import Registry
+from agent_sse.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One entry. ``entry_id`` is ``"<ms>-<seq>"``, ``at`` the same time in ISO 8601; ``data`` as in docs/audit.md."""
+
+    entry_id: str
+    at: str
+    data: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry as it is shown everywhere: ``id`` and ``at`` before its own fields."""
+        return {"id": self.entry_id, "at": self.at, **self.data}
+
+
+def read_entry(entry_id: bytes, text: bytes) -> AuditEntry:
+    """Return an entry as the Stream has it."""
+    name = entry_id.decode()
+    moment = datetime.fromtimestamp(int(name.partition("-")[0]) / 1000, UTC)
+    return AuditEntry(name, events.timestamp(moment), json.loads(text))
+
+
+def about(*, server: str, risk_level: str, digest: str, parameters: object, rule: str = "") -> bytes:
+    """Return what an entry says of a call, as ``"name":value,`` fragments; ``parameters`` as they are shown."""
+    data = {"server": server, "risk_level": risk_level, "digest": digest, "parameters": parameters}
+    if rule:
+        data["rule"] = rule
+    return events.encode(data)[1:-1] + b","
+
+
+class Audit:
+    """Appends to and reads the audits on one :class:`Store`."""
+
+    def __init__(self, store: Store, registry: Registry) -> None:
+        self._store = store
+        self._registry = registry
+
+    async def append(self, session_id: str, data: Mapping[str, Any]) -> str:
+        """Append an entry and return its id (https://redis.io/docs/latest/commands/xadd/).
+
+        Raises :class:`InvalidEvent`, :class:`RedisUnavailable`, :class:`RedisRefused`.
+        """
+        settings, backend = self._store.settings, self._store.backend
+        key = self._store.keyspace.session(session_id).audit
+        # Noted first: what runs in the service and reads audits must not miss it.
+        await self._registry.note_audit(session_id, int(time.time() * 1000))
+        added, _ = await backend.commands(
+            [
+                ("XADD", key, "MAXLEN", "~", settings.audit_entries, "*", "d", events.encode(data)),
+                ("PEXPIRE", key, int(settings.audit_retention * 1000)),
+            ]
+        )
+        return str(added.decode())
+
+    async def read(self, session_id: str, *, after: EventId | None = None, count: int) -> list[AuditEntry]:
+        """Return up to ``count`` entries after ``after``, the oldest first."""
+        start = "-" if after is None else "(" + format_id(after).decode()
+        key = self._store.keyspace.session(session_id).audit
+        rows = await self._store.backend.command("XRANGE", key, start, "+", "COUNT", count)
+        return [read_entry(entry_id, fields[1]) for entry_id, fields in rows]
