@@ -1,7 +1,9 @@
 """The guard as a process of its own with a gate that is a few lines: `python guard.py JSON-OPTIONS`.
 
-Tools named `denied*` are refused, `asked*` wait for the file `answer` to hold yes or no; the rest may run. What happens
-is written to `journal`, one JSON array a line. Both are in the directory `folder`.
+What happens at the gate is a JSON array a line in `journal`, in the directory `folder`. The tool's name says what the
+gate does: `denied…` is refused, `asked…` waits for the file `answer` with the arguments that are approved, `stopped…`
+is cancelled by the user once there is a file `stop`, for `unreachable…` nobody can be asked, of `unreported…` nobody
+hears the end; the rest may run.
 """
 
 from __future__ import annotations
@@ -12,10 +14,17 @@ import logging
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from agent_sse.errors import PermissionDenied
+from agent_sse.errors import PermissionDenied, RedisUnavailable, ToolCallCancelled
+from agent_sse.mcp.guard import calls
 from agent_sse.mcp.guard.run import GuardOptions, run_guard
+
+
+async def exists(path: Path) -> None:
+    while not path.exists():  # noqa: ASYNC110, ASYNC240 - a file tells nobody that it is there
+        await asyncio.sleep(0.01)
 
 
 class FakeCall:
@@ -24,6 +33,8 @@ class FakeCall:
         self.name = name
         self.arguments = dict(arguments or {})
         self.tool_call_id = "t"
+        self.stopping: asyncio.Task[None] | None = None
+        self.stopped = False
 
     def note(self, *what: Any) -> None:
         with (self.folder / "journal").open("a") as journal:
@@ -33,22 +44,37 @@ class FakeCall:
         self.note("pending")
         if self.name.startswith("denied"):
             self.note("denied")
-            raise PermissionDenied.__new__(PermissionDenied, "denied")
+            raise PermissionDenied(SimpleNamespace(outcome="denied", reason="by policy"))  # type: ignore[arg-type]
+        if self.name.startswith("unreachable"):
+            raise RedisUnavailable("Redis is away")
         if self.name.startswith("asked"):
             self.note("waiting")
             try:
-                while not (self.folder / "answer").exists():  # noqa: ASYNC110 - a file tells nobody that it is there
-                    await asyncio.sleep(0.01)
+                await exists(self.folder / "answer")
             except asyncio.CancelledError:
                 self.note("withdrawn")
                 raise
             self.arguments = json.loads((self.folder / "answer").read_text()) or self.arguments
         self.note("executing", self.arguments)
+        if self.name.startswith("stopped"):
+            self.stopping = asyncio.create_task(self.stop(asyncio.current_task()))
         return self
 
+    async def stop(self, body: Any) -> None:
+        await exists(self.folder / "stop")
+        self.stopped = True
+        body.cancel()
+
     async def __aexit__(self, kind: Any, error: Any, _: Any) -> None:
+        if self.stopping is not None:
+            self.stopping.cancel()
+        if self.stopped:
+            self.note("cancelled", "by the user")
+            raise ToolCallCancelled("alice", "enough")
         if kind is not None:
             self.note("cancelled" if kind is asyncio.CancelledError else "failed", str(error))
+        if self.name.startswith("unreported"):
+            raise RedisUnavailable("Redis is away")
 
     def progress(self, *what: Any) -> None:
         self.note("progress", *what)
@@ -67,8 +93,13 @@ class FakeGate:
         return call
 
 
+def refusal(error: Exception) -> dict[str, Any]:
+    return {"content": [{"type": "text", "text": f"not run: {error}"}], "isError": True}
+
+
 async def main(options: dict[str, Any]) -> int:
     folder = Path(options.pop("folder"))
+    calls.refusal = refusal
     return await run_guard(GuardOptions(**options), lambda _: FakeGate(folder))  # type: ignore[arg-type,return-value]
 
 

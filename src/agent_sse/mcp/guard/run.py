@@ -147,7 +147,7 @@ def _signals(stopped: asyncio.Event) -> Iterator[None]:
 LAUNCHERS = frozenset(
     {"npx", "bunx", "pnpx", "uvx", "pipx", "uv", "node", "deno", "bun", "python", "python3", "docker"}
 )
-_VERBS = frozenset({"run", "dlx", "exec", "tool", "x", "-m", "start"})
+_VERBS = frozenset({"run", "dlx", "exec", "tool", "-m", "start"})
 
 
 def default_name(command: Sequence[str]) -> str:
