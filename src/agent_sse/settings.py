@@ -54,6 +54,8 @@ class RedisSettings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
+        if not value.strip():
+            return DEFAULT_KEYS
         names = tuple(name.strip() for name in value.split(",") if name.strip())
         added = tuple(name.removeprefix("+") for name in names if name.startswith("+"))
         return (*DEFAULT_KEYS, *added) if len(added) == len(names) else names

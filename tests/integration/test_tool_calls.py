@@ -384,7 +384,7 @@ async def test_call_that_asks_for_too_much_closes_its_card(valkey: Valkey, user:
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
     mine = [e for _, e in await valkey.entries(S) if e["data"].get("tool_call_id") == call.tool_call_id]
-    assert ["pending", "waiting_permission", "cancelled", "result failed"] == Record(list(enumerate(mine))).words  # type: ignore[arg-type]
+    assert ["pending", "cancelled", "result failed"] == Record(list(enumerate(mine))).words  # type: ignore[arg-type]
 
 
 async def test_calls_of_one_session_are_asked_for_one_at_a_time(

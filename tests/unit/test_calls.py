@@ -15,10 +15,10 @@ from agent_sse.store import Store
 
 SCRIPTS = [
     scripts.PUBLISH, scripts.REPLAY, scripts.OPEN, scripts.CLOSE, scripts.REQUEST, scripts.WAIT, scripts.DECIDE,
-    scripts.SNAPSHOT, scripts.TICK, scripts.HEALTH,
+    scripts.SNAPSHOT, scripts.TICK, scripts.HEALTH, scripts.REVOKE, scripts.CANCEL, scripts.CANCELLED,
 ]  # fmt: skip
 OF_SESSION = ("events", "state", "channel", "calls", "publishers", "closed")
-OF_PERMISSIONS = ("requests", "queue", "due", "wake", "streams")
+OF_PERMISSIONS = ("requests", "queue", "due", "wake", "streams", "grants", "audit")
 SHORT = {scripts.PUBLISH, scripts.REPLAY, scripts.OPEN}
 
 
@@ -34,6 +34,8 @@ def test_call_is_the_same_as_one_packed_as_a_whole(script: Script, session: str,
     keys = [f"p.q:{{{session}}}:{name}" for name in OF_SESSION + (() if script in SHORT else OF_PERMISSIONS)]
     retention, life = int(settings.retention_seconds * 1000), int(settings.session_ttl * 1000)
     bounds = [retention, 7, settings.retention_bytes, life, "PUBLISH"]
+    if script not in SHORT:
+        bounds += [int(settings.audit_retention * 1000), settings.audit_entries]
     for _ in range(2):  # the second one is made of what the first has left
         call = store.call(script, session, *args)
         assert Call.of(script, keys, [*bounds, *args]).packed == call.packed
