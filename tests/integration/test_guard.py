@@ -156,7 +156,7 @@ async def test_guard_runs_nothing_when_nobody_can_be_asked(folder: Path) -> None
         await host.send("ping", id=2)
         await host.answer(2)
     assert answer["result"]["isError"]
-    assert "was not run" in answer["result"]["content"][0]["text"]
+    assert "Redis is away" in answer["result"]["content"][0]["text"]
     assert "unreachable" not in [row[1] for row in seen(folder)]
 
 

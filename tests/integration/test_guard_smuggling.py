@@ -53,7 +53,7 @@ ATTEMPTS = {
     "name twice, the last counts": HIDDEN.replace('"name":', '"name":"tool0","name":'),
     "name twice, the first counts": HIDDEN.replace('"denied"', '"denied","name":"tool0"'),
     "params twice": HIDDEN[:-1] + ',"params":{"name":"tool0"}}',
-    "a key twice by an escape": '{"jsonrpc":"2.0","id":9,"method":"ping",' + CALL.replace("method", "\\u006dethod") + "}",
+    "a key twice by an escape": '{"id":9,"method":"ping",' + CALL.replace("method", "\\u006dethod") + "}",
     "a notification": "{" + CALL + "}",
     "id null": HIDDEN.replace('"id":9', '"id":null'),
     "id true": HIDDEN.replace('"id":9', '"id":true'),

@@ -1,5 +1,7 @@
 """The guard as a process of its own with a gate that is a few lines: `python guard.py JSON-OPTIONS`.
 
+With a `redis_url`, a `session` and the path of a `policy` it is the real gate, and nothing of the following holds.
+
 What happens at the gate is a JSON array a line in `journal`, in the directory `folder`. The tool's name says what the
 gate does: `denied…` is refused, `asked…` waits for the file `answer` with the arguments that are approved, `stopped…`
 is cancelled by the user once there is a file `stop`, for `unreachable…` nobody can be asked, of `unreported…` nobody
@@ -17,9 +19,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from agent_sse import SimpleNotifier
 from agent_sse.errors import PermissionDenied, RedisUnavailable, ToolCallCancelled
+from agent_sse.mcp.gate import Gate
 from agent_sse.mcp.guard import calls
 from agent_sse.mcp.guard.run import GuardOptions, run_guard
+from agent_sse.policy_file import load_policy
 
 
 async def exists(path: Path) -> None:
@@ -99,6 +104,12 @@ def refusal(error: Exception) -> dict[str, Any]:
 
 async def main(options: dict[str, Any]) -> int:
     folder = Path(options.pop("folder"))
+    if "redis_url" in options:
+        url, session, policy = options.pop("redis_url"), options.pop("session"), load_policy(options.pop("policy"))
+        async with SimpleNotifier.from_url(url) as notifier:
+            return await run_guard(
+                GuardOptions(**options), lambda name: Gate(notifier, session, server=name, policy=policy)
+            )
     calls.refusal = refusal
     return await run_guard(GuardOptions(**options), lambda _: FakeGate(folder))  # type: ignore[arg-type,return-value]
 

@@ -238,4 +238,4 @@ def _unreported(flight: Flight, error: AgentSseError) -> Message:
         log.error("a tool call failed: %s", error)
         return flight.result(text_result(f"The tool call failed: {error}"))
     log.error("a tool call was not allowed, as nobody could be asked: %s", error)
-    return flight.result(text_result(f"The tool was not run, because permission could not be asked for: {error}"))
+    return flight.result(refusal(error))
