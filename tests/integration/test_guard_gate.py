@@ -212,12 +212,16 @@ async def test_guard_that_is_killed_leaves_no_prompt_and_no_process(room: Room) 
     (asked,) = await room.events("permission_request", "delete")
     async with room.valkey.client() as client:
         await let_time_pass(client, room.session, 16_000, dead=[asked["request_id"]])  # the guard's lease is 15 s
+
+    async def cleared() -> list[Any]:
+        return await room.events("permission_cleared", "delete")
+
     async with (
         serve(make_settings(room.valkey.url)) as served,
-        Stream(served.events(room.session, make_token(room.session))) as stream,
+        Stream(served.events(room.session, make_token(room.session))),
     ):
-        cleared = await stream.next("permission_cleared")
-    assert "cancelled" == cleared.json["data"]["outcome"]
+        (data,) = await until(cleared, what="the prompt being withdrawn")
+    assert "cancelled" == data["outcome"]
     assert "delete" not in room.ran()
 
 
