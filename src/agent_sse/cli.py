@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -28,6 +29,9 @@ app = typer.Typer(
     "Settings are AGENT_SSE_* environment variables, also from .env.",
 )  # fmt: skip
 
+policies = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a policy of tool calls.")
+app.add_typer(policies, name="policy")
+
 T = TypeVar("T")
 SessionArgument = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")]
 
@@ -38,7 +42,8 @@ def main() -> None:
         app(prog_name="agent-sse")
     except AgentSseError as error:
         code = f"{error.code}: " if isinstance(error, ApiError) else ""
-        print(f"agent-sse: {code}{escape(str(error))}", file=sys.stderr)
+        for line in getattr(error, "problems", None) or (f"{code}{error}",):  # a policy may have many
+            print(f"agent-sse: {escape(line)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigurationError | InvalidEvent | ApiError) else 1)
 
 
@@ -200,3 +205,69 @@ def demo(
     options = demo_run.Options(port=port, rounds=rounds, timeout=timeout, once=once, answer=answer)
     if status := _run(demo_run.run(options)):
         raise typer.Exit(status)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def guard(
+    *,
+    session: Annotated[str, typer.Option(help="The session in which the calls are shown.")],
+    owner: Annotated[str | None, typer.Option(help="Open the session for this subject of tokens.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy file (TOML); read again when it changes.")] = None,
+    name: Annotated[str | None, typer.Option(help="The server's name in policy and events.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Believe what the server says of its tools.")] = False,
+    url: Annotated[str | None, typer.Option(help="Guard the MCP server at this URL instead of a command.")] = None,
+    header: Annotated[list[str] | None, typer.Option(help="'Name: value' for the URL; $NAME is replaced.")] = None,
+    http: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve streamable HTTP on this port instead of stdio.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for each permission.")] = 300.0,
+    call_timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds that a tool may take.")] = None,
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- COMMAND…]", help="What starts the server.")
+    ] = None,
+) -> None:
+    """Be an MCP server in front of another one: its tool calls are shown live, and asked about by the policy.
+
+    agent-sse guard --session s1 -- npx -y @modelcontextprotocol/server-filesystem DIR
+    """
+    from agent_sse.mcp import guard_command
+
+    options = guard_command.Options(
+        session=session, owner=owner, policy=policy, name=name, trust=trust, url=url, headers=header or [],
+        http_port=http, timeout=timeout, call_timeout=call_timeout, command=command or [],
+    )  # fmt: skip
+    if status := _run(guard_command.run(options)):
+        raise typer.Exit(status)
+
+
+@policies.command("check")
+def check_policy(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The policy, TOML.")],
+    tool: Annotated[str, typer.Argument(metavar="TOOL", help="The tool's name.")],
+    arguments: Annotated[str, typer.Argument(metavar="JSON", help="The call's arguments, an object.")] = "{}",
+    *,
+    server: Annotated[str, typer.Option(help="The server's name.")] = "",
+    trusted: Annotated[bool, typer.Option("--trusted", help="The server's annotations are believed.")] = False,
+    annotations: Annotated[str | None, typer.Option(metavar="JSON", help="What the server says of the tool.")] = None,
+) -> None:
+    """Explain which rule decides about a call. Exit status: 0 allow, 3 ask, 4 deny."""
+    from agent_sse.policy_check import explain_check, parse_object
+
+    hints = parse_object(annotations, "the annotations") if annotations is not None else None
+    lines, status = explain_check(file, tool, arguments, server=server, annotations=hints, trusted=trusted)
+    print("\n".join(lines))
+    if status:
+        raise typer.Exit(status)
+
+
+@app.command()
+def audit(
+    session: SessionArgument,
+    *,
+    after: Annotated[str, typer.Option(help="Only entries after this id.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each entry.")] = False,
+) -> None:
+    """Print who decided what in a session, when, and on which parameters; the oldest first."""
+    from agent_sse import audit_lines
+
+    _run(audit_lines.run(_settings(), session, after=after, as_json=as_json))

@@ -114,6 +114,13 @@ class SimpleNotifier:
             await parts.permissions.aclose()
             await parts.backend.aclose()
 
+    async def connect(self) -> None:
+        """Find Redis and connect now, rather than with the first event.
+
+        Raises :class:`ConfigurationError`, :class:`RedisUnavailable`, :class:`RedisRefused`.
+        """
+        await (await self._ready()).backend.connect()
+
     async def _ready(self) -> _Parts:
         if self._parts is None:
             async with self._starting:

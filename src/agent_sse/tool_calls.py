@@ -84,6 +84,7 @@ class ToolCall:
         self._cancelling = 0
         self._cancellation: Cancellation | None = None
         self._end_watch: Callable[[], None] | None = None
+        self._begun = False
         self._entered = False
         self._completed = False
         self._failure: str | None = None
@@ -121,8 +122,9 @@ class ToolCall:
         return await self._status("executing", progress=step)
 
     async def __aenter__(self) -> Self:
-        if self._task is not None:
+        if self._begun:
             raise InvalidEvent("a call's block can be entered once: make another call, which gets an id of its own")
+        self._begun = True
         self._task = asyncio.current_task()
         assert self._task is not None  # noqa: S101 - for mypy: this is a coroutine, so a task runs it
         self._cancelling = self._task.cancelling()
@@ -193,19 +195,31 @@ class ToolCall:
                 # The tool did run; what is not said yet is said before the cancellation goes on.
                 await self._complete_quietly()
                 raise
-        elif isinstance(exc, asyncio.CancelledError):
+        elif isinstance(exc, asyncio.CancelledError | ToolCallCancelled):
             said = self._cancellation
             await self._say_last("cancelled", f"cancelled by {said.by}" if said is not None else "cancelled")
             self._raise_if_cancelled_by_user(exc)
         else:
             await self._say_last("failed", str(exc) or type(exc).__name__)
 
+    def detach(self) -> None:
+        """Leave the block's task without leaving the block; :meth:`attach` goes on in another."""
+        self._task = None
+
+    def attach(self) -> None:
+        """Go on in the current task. Raises ToolCallCancelled when a user cancelled the call meanwhile."""
+        self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task is not None else 0
+        if self._cancellation is not None:
+            raise ToolCallCancelled(self._cancellation.by, self._cancellation.reason)
+
     # -- cancelled by a user ------------------------------------------------------------------------------------
 
     def _on_cancel(self, cancellation: Cancellation) -> None:
-        if self._cancellation is None and self._task is not None:
+        if self._cancellation is None:
             self._cancellation = cancellation
-            self._task.cancel()
+            if self._task is not None:
+                self._task.cancel()
 
     def _stop_watching(self) -> None:
         if self._end_watch is not None:

@@ -31,7 +31,7 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
         "auth pubsub store redis_url decisions",
         "wakes registry edits",
         "audit cancels grants progress",
-        "channel stream permissions publisher readiness incoming",
+        "channel stream permissions audit_lines publisher readiness incoming",
         "ticks endpoint audit_file",
         "hub tool_calls webhook",
         "notifier service responses watch api_errors",

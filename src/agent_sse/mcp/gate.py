@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from agent_sse import events
 from agent_sse.decisions import PermissionDecision, sha256
-from agent_sse.errors import AgentSseError, PermissionDenied, RedisUnavailable, ToolCallCancelled
+from agent_sse.errors import AgentSseError, ConfigurationError, PermissionDenied, RedisUnavailable, ToolCallCancelled
 from agent_sse.notifier import SimpleNotifier
 from agent_sse.policy import DEFAULT_POLICY, Policy, Verdict
 from agent_sse.policy_file import PolicyFile
@@ -148,6 +148,16 @@ class GatedCall:
         if call is not None:
             await call.__aexit__(exc_type, exc, traceback)
 
+    def detach(self) -> None:
+        """Leave the current task with the call still open; :meth:`attach` goes on in another."""
+        if self._call is not None:
+            self._call.detach()
+
+    def attach(self) -> None:
+        """Go on in the current task. Raises ToolCallCancelled when a user cancelled the call meanwhile."""
+        if self._call is not None:
+            self._call.attach()
+
     def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Say how far the call is. Never blocks or raises: it is coalesced and published by another task."""
         if self._call is None or not _is_number(progress):
@@ -215,7 +225,7 @@ def refusal_text(error: AgentSseError) -> str:
     """Return what the model is told: what happened, by whom, with the user's own words."""
     if isinstance(error, ToolCallCancelled):
         return "The user cancelled this call while it ran." + _said(error.reason)
-    if isinstance(error, RedisUnavailable):
+    if isinstance(error, RedisUnavailable | ConfigurationError):
         return "The tool was not run: the service that asks the user cannot be reached. Try again later."
     if not isinstance(error, PermissionDenied):
         return f"The tool was not run: {error}"
