@@ -81,7 +81,7 @@ def approved_parameters(
 ) -> PermissionDecision:
     """Return the decision with the parameters that may run: the frozen ones, or these with the user's edit.
 
-    ``frozen`` is their canonical JSON as it was when the user was asked. Whatever does not come out as it was
+    ``frozen`` is their JSON as it was when the user was asked. Whatever does not come out as it was
     approved becomes a decision that is no approval.
     """
     if not decision.approved:

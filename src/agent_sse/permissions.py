@@ -113,7 +113,7 @@ class Permissions:
         Raises :class:`InvalidEvent`, :class:`IdempotencyConflict`, :class:`TooManyRequestsPending`, and
         :class:`RedisUnavailable` when the question could not be asked.
         """
-        frozen = events.canonical(request.parameters)
+        frozen = events.encode(request.parameters)
         arguments = self._arguments(request)
         request_id = arguments[0]
         waiter = self._waiter(request.session_id)

@@ -64,7 +64,7 @@ class ToolCall:
         self.session_id = session_id
         self.tool_name = tool_name
         # What the user is asked about must not change while he is asked.
-        self.parameters: Any = json.loads(events.canonical(parameters))
+        self.parameters: Any = json.loads(events.encode(parameters))
         call_id = "call_" + secrets.token_urlsafe(12) if options.tool_call_id is None else options.tool_call_id
         self.tool_call_id = events.check_name(call_id, "tool_call_id")
         self.decision: PermissionDecision | None = None

@@ -99,7 +99,7 @@ class GatedCall:
         self.tool_call_id = tool_call_id
         self._gate = gate
         self._tool = tool
-        self._frozen = events.canonical(arguments)
+        self._frozen = events.encode(arguments)
         self._digest = sha256(arguments)
         self._call: ToolCall | None = None
 
@@ -123,7 +123,7 @@ class GatedCall:
         else:
             await call.__aenter__()
             if call.decision is not None and call.decision.edited:
-                self._frozen, self._digest = events.canonical(call.parameters), sha256(call.parameters)
+                self._frozen, self._digest = events.encode(call.parameters), sha256(call.parameters)
         self._call = call
         return self
 
@@ -180,7 +180,7 @@ class GatedCall:
         whole = sha256(shown) == sha256(self._gate.notifier.masker.mask(arguments))
 
         async def check_edit(edited: Any) -> str | None:
-            again = await self._gate.decide(self._tool, edited, len(events.canonical(edited)))
+            again = await self._gate.decide(self._tool, edited, len(events.encode(edited)))
             return f"policy, {again.rule}: {again.reason or 'denied'}" if again.decision == "deny" else None
 
         options = CallOptions(
