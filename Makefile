@@ -1,8 +1,9 @@
-# Everything below works on a machine with Python >= 3.11, make and git. Kept to what GNU make 3.81 (macOS) knows.
+# Everything below works on a machine with Python >= 3.11, make and git; `make test` needs Node.js >= 20 too. Kept to what GNU make 3.81 (macOS) knows.
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SERVERS := tests/servers/node_modules/.package-lock.json
 # `make setup PYTHON=/path/to/python` tries that one only.
 PYTHON ?= python3 python3.13 python3.12 python3.11
 # `make test PYTEST_ARGS="-k cursor"`, `make serve ARGS="--port 9000"`
@@ -53,8 +54,16 @@ demo: setup ## run the main job on a real MCP server: events, a question, your a
 serve: setup ## run the service with the settings from the environment and .env
 	@$(BIN)/agent-sse serve $(ARGS)
 
-test: setup lint ## check style and types, then run all tests
+test: setup lint $(SERVERS) ## check style and types, then run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Real MCP servers from npm for the tests; nothing of them is needed to run the service or the guard. --no-save, or npm
+# of another version would write the lock anew; --ignore-scripts, since none of them has to build anything.
+$(SERVERS): tests/servers/package-lock.json tests/servers/package.json
+	@node -e 'process.exit(+(process.versions.node.split(".")[0] < 20))' 2>/dev/null && npm --version >/dev/null 2>&1 || { \
+	    echo "the tests need Node.js >= 20 with npm, for real MCP servers (https://nodejs.org)" >&2; exit 1; }
+	@npm ci --prefix tests/servers --no-audit --no-fund --ignore-scripts --loglevel=error
+	@touch $@
 
 # `make bench ARGS="--only fanout --rounds 1 --peers agent-sse"`
 bench: setup ## measure this project beside its peers, about 15 minutes
@@ -80,5 +89,5 @@ lock: setup ## write requirements/*.txt anew from pyproject.toml
 	$(COMPILE) --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 
 clean: ## remove .venv, caches and build results
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/servers/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
