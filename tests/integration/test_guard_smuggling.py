@@ -146,7 +146,7 @@ async def test_guard_takes_a_hosts_request_for_its_own_ids_as_any_other(host: Ra
 async def test_guard_gates_a_call_as_a_task(host: RawHost, folder: Path) -> None:
     """A call that asks to be run as a task is a call."""
     await host.send("tools/call", {"name": "denied", "task": {"ttl": 60000}}, id=9)
-    assert (await host.answer(9))["result"]["isError"]
+    assert "by policy" in (await host.answer(9))["error"]["message"]
     assert "denied" not in str(seen(folder))
 
 

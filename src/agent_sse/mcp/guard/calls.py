@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from agent_sse.errors import AgentSseError, PermissionDenied, ToolCallCancelled
 from agent_sse.mcp.gate import Gate, GatedCall, Tool, refusal
-from agent_sse.mcp.guard import messages
+from agent_sse.mcp.guard import messages, tasks
 from agent_sse.mcp.guard.flight import Flight, Rounds, text_result
 from agent_sse.mcp.guard.messages import Id, Message, key
 from agent_sse.mcp.guard.sides import CallTimedOut, HostSide, ServerGone, ServerSide
-from agent_sse.mcp.guard.tools import Tools
+from agent_sse.mcp.guard.tools import Ask, Tools
 
 MAX_CALLS = 256  # calls of one host that wait for permission or an answer
 CLOSE_TIMEOUT = 3.0  # s, for telling the browser that the calls are cancelled
@@ -33,13 +34,18 @@ class _ErrorAnswer(AgentSseError):
 
 
 class Calls:
-    """Calls between one host and one server. ``timeout`` (s) is for the tool's answer, None for ever."""
+    """Calls between one host and one server, and what is known of the tools.
+
+    ``ask`` sends a request of the guard's own; ``timeout`` (s) is for a tool's answer, None for ever.
+    """
 
     def __init__(
-        self, gate: Gate, tools: Tools, server: ServerSide, host: HostSide, *, prefix: str, timeout: float | None
+        self, gate: Gate, ask: Ask, server: ServerSide, host: HostSide, *, prefix: str, timeout: float | None
     ) -> None:
         self._gate = gate
-        self._tools = tools
+        self._ask = ask
+        self.tools = Tools(ask)
+        self.tasks = tasks.Tasks()
         self._server = server
         self._host = host
         self._timeout = timeout
@@ -81,7 +87,7 @@ class Calls:
         """Cancel the call that a host's `notifications/cancelled` names; False when it names none."""
         request_id = messages.as_id(notification.params.get("requestId"))
         flight = self._flights.get(key(request_id)) if request_id is not None else None
-        if flight is None:
+        if flight is None or flight.told:
             return False
         flight.stop(notification)
         return True
@@ -166,13 +172,13 @@ class Calls:
                 raise  # the guard itself is ending
             return None if flight.lost is None else flight.error(messages.CONNECTION_CLOSED, flight.lost)
         except (PermissionDenied, ToolCallCancelled) as error:
-            return flight.result(refusal(error))
+            return flight.refused(refusal(error))
         except _ErrorAnswer as error:
             return error.answer
         except ServerGone as error:
             return flight.error(messages.CONNECTION_CLOSED, str(error))
         except CallTimedOut as error:
-            return flight.result(text_result(str(error)))
+            return flight.refused(text_result(str(error)))
         except AgentSseError as error:
             return _unreported(flight, error)
         except Exception:
@@ -180,7 +186,7 @@ class Calls:
             return flight.answer or flight.error(messages.INTERNAL_ERROR, "the guard failed; its log says how")
 
     async def _gated(self, flight: Flight) -> Message:
-        tool = await self._tools.find(flight.name, flight.request)
+        tool = await self.tools.find(flight.name, flight.request)
         async with self._gate.call(tool, flight.arguments) as call:
             flight.call = call
             while True:
@@ -189,12 +195,40 @@ class Calls:
                     flight.answer = answer
                     raise _ErrorAnswer(answer)
                 if not self._rounds.is_open(answer):
-                    flight.answer = answer
-                    call.finish(answer.result)
-                    return answer
+                    return await self._finish(flight, call, answer)
                 waiting = self._rounds.wait(flight, answer)
                 await self._host.deliver(answer, flight.request.id)
                 await waiting
+
+    async def _finish(self, flight: Flight, call: GatedCall, answer: Message) -> Message:
+        """Give the gate the result, at once or when the task has ended that the call has become."""
+        if (task := tasks.of(flight.request, answer)) is not None:
+            answer = await self._follow(flight, task, answer)
+        flight.answer = answer
+        if answer.result is None:
+            raise _ErrorAnswer(answer)
+        call.finish(answer.result)
+        return answer
+
+    async def _follow(self, flight: Flight, task: Mapping[str, Any], answer: Message) -> Message:
+        followed = flight.task_of_server = self.tasks.follow(task)
+        flight.told = True
+        try:
+            await self._host.deliver(answer, flight.request.id)
+            async with asyncio.timeout(self._timeout):
+                return await followed.end(self._ask, flight.request.headers)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if followed.lost is None and followed.status not in tasks.ENDED:
+                self._count += 1
+                own, params = f"{self._prefix}t{self._count}", {"taskId": followed.id}
+                self._server.cancel(
+                    own, messages.make({"jsonrpc": "2.0", "id": own, "method": "tasks/cancel", "params": params})
+                )
+            if isinstance(error, TimeoutError):
+                raise CallTimedOut(f"{flight.name} did not end within {self._timeout:g} s") from None
+            raise
+        finally:
+            self.tasks.leave(followed)
 
     async def _forward(self, flight: Flight, call: GatedCall, tool: Tool) -> Message:
         message, request_id = flight.outgoing(call.arguments, tool), flight.request.request_id
@@ -236,6 +270,6 @@ def _unreported(flight: Flight, error: AgentSseError) -> Message:
         return flight.answer
     if flight.call is not None:
         log.error("a tool call failed: %s", error)
-        return flight.result(text_result(f"The tool call failed: {error}"))
+        return flight.refused(text_result(f"The tool call failed: {error}"))
     log.error("a tool call was not allowed, as nobody could be asked: %s", error)
-    return flight.result(refusal(error))
+    return flight.refused(refusal(error))

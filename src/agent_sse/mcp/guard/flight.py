@@ -17,7 +17,9 @@ from agent_sse.mcp.gate import GatedCall, Tool
 from agent_sse.mcp.guard import headers, messages
 from agent_sse.mcp.guard.messages import Id, Message, as_object
 from agent_sse.mcp.guard.sides import ServerGone
+from agent_sse.mcp.guard.tasks import Followed
 
+REFUSED = -32000  # among the codes that are left to implementations
 ROUND_TIMEOUT = 600.0  # s; how long a host may take to find what a tool wants to know
 
 
@@ -49,6 +51,7 @@ class Flight:
     stopped: bool = False
     notice: Message | None = None  # with which the host cancelled it
     lost: str | None = None  # how the server ended
+    task_of_server: Followed | None = None  # which the call has become
     told: bool = False  # whether the host has its answer, and waits for no other
     _response: asyncio.Future[Message] | None = None
     _round: asyncio.Future[None] | None = None  # the host's coming back
@@ -64,6 +67,16 @@ class Flight:
         # The protocol without a handshake names the kind of every result.
         kind = {"resultType": "complete"} if self.request.is_modern else {}
         return messages.result(self.request.request_id, {**kind, **value})
+
+    def refused(self, value: Mapping[str, Any]) -> Message:
+        """Answer the host with a result that tells the model what went wrong.
+
+        A host that wanted a task has no use for a result, so it gets an error with the same words.
+        """
+        if not isinstance(self.request.params.get("task"), dict):
+            return self.result(value)
+        texts = [as_object(part).get("text") for part in value.get("content", [])]
+        return self.error(REFUSED, " ".join(text for text in texts if isinstance(text, str)))
 
     def error(self, code: int, text: str) -> Message:
         """Answer the host with an error."""
@@ -111,6 +124,10 @@ class Flight:
         self.lost = reason
         if self._response is not None and not self._response.done():
             self._response.set_exception(ServerGone(reason))
+        elif self._round is not None and not self._round.done():
+            self._round.set_exception(ServerGone(reason))
+        elif self.task_of_server is not None:
+            self.task_of_server.lose(reason)
         elif self.task is not None and self.answer is None:
             self.stopped = True
             self.task.cancel()

@@ -16,7 +16,8 @@ from agent_sse.mcp.guard import messages
 from agent_sse.mcp.guard.calls import Calls
 from agent_sse.mcp.guard.messages import BadMessage, Id, Message, key
 from agent_sse.mcp.guard.sides import HostSide, ServerGone, ServerSide
-from agent_sse.mcp.guard.tools import LIST, LIST_CHANGED, Tools
+from agent_sse.mcp.guard.tasks import STATUS
+from agent_sse.mcp.guard.tools import LIST, LIST_CHANGED
 
 MAX_PENDING = 1024  # requests of one host that wait for an answer
 
@@ -35,8 +36,7 @@ class Relay:
         self._prefix = f"agent-sse-{secrets.token_hex(8)}-"
         self._count = 0
         self._gone: str | None = None
-        self.tools = Tools(self.ask)
-        self._calls = Calls(gate, self.tools, server, host, prefix=self._prefix + "p", timeout=call_timeout)
+        self._calls = Calls(gate, self.ask, server, host, prefix=self._prefix + "p", timeout=call_timeout)
 
     async def run(self) -> str:
         """Pass on what the server says until it has ended, tell everybody, and return how it ended."""
@@ -117,7 +117,9 @@ class Relay:
                 await self._host.deliver(message, related if call_id is None else call_id)
         else:
             if message.method == LIST_CHANGED:
-                self.tools.forget()
+                self._calls.tools.forget()
+            elif message.method == STATUS:
+                self._calls.tasks.notified(message)
             await self._host.deliver(message, related)
 
     async def _response(self, message: Message) -> None:
@@ -132,7 +134,8 @@ class Relay:
             if request is None:
                 return  # cancelled meanwhile, or never asked
             if request.method == LIST:
-                self.tools.learn(message.result)
+                self._calls.tools.learn(message.result)
+            self._calls.tasks.answered(request, message)
             await self._host.deliver(message, request.id)
 
     async def ask(self, method: str, params: Mapping[str, Any], headers: Mapping[str, str]) -> Message:
