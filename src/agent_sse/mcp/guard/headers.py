@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from agent_sse.errors import ConfigurationError
 from agent_sse.mcp.guard.messages import CALL, PROTOCOL_VERSION_META, Message
 
 SESSION_ID = "mcp-session-id"
@@ -42,7 +43,31 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 def passed_on(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return what of a host's request goes on to a URL: its `Authorization` among others."""
-    return {name: value for name, value in headers if name not in _KEPT_BACK and not name.startswith("sec-")}
+    return {
+        name: value
+        for name, value in headers
+        if name not in _KEPT_BACK and not name.startswith("sec-") and value.isascii()
+    }
+
+
+def configured(text: str, environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return name and value of ``Name: value``, in which ``${VARIABLE}`` stands for what the environment holds.
+
+    So that a secret need not stand on the command line. Raises :class:`ConfigurationError`.
+    """
+    name, colon, value = text.partition(":")
+    if not colon or not _TOKEN.fullmatch(name):
+        raise ConfigurationError("a header is written as 'Name: value'")
+
+    def look_up(found: re.Match[str]) -> str:
+        if found[1] not in environment:
+            raise ConfigurationError(f"the header {name} needs the environment variable {found[1]}, which is not set")
+        return environment[found[1]]
+
+    value = re.sub(r"\$\{(\w+)\}", look_up, value).strip()
+    if not _PLAIN.fullmatch(value):
+        raise ConfigurationError(f"the header {name} may hold printable ASCII only")
+    return name.lower(), value
 
 
 def is_local(host: str, origin: str | None, port: int) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from urllib.parse import urlsplit
 
-from agent_sse.errors import ConfigurationError
+from agent_sse.errors import ConfigurationError, InvalidEvent
 from agent_sse.mcp.gate import Gate
 from agent_sse.mcp.guard.child import Child
 from agent_sse.mcp.guard.http_side import PATH, HttpHost
@@ -78,7 +78,7 @@ async def run_guard(options: GuardOptions, make_gate: Callable[[str], Gate]) -> 
                 return await _over_http(options, gate, options.http_port, stopped)
             with standard_streams() as (reading, writing):
                 return await _over_stdio(options, gate, reading, writing, stopped)
-    except ConfigurationError as error:
+    except (ConfigurationError, InvalidEvent) as error:  # the second: a name that no event can carry
         log.error("%s", error)
         return EXIT_CONFIGURATION
 
@@ -116,10 +116,13 @@ async def _over_http(options: GuardOptions, gate: Gate, port: int, stopped: asyn
     def make_host(port: int) -> HttpHost:
         return HttpHost(lambda: connect(options), gate, port=port, call_timeout=options.call_timeout)
 
-    async with http_server(port, make_host) as bound:
+    async with http_server(port, make_host) as (bound, serving):
         print(f"agent-sse guard of {options.name}: http://{HOST}:{bound}{PATH}", file=sys.stderr, flush=True)
-        await stopped.wait()
-    return 0
+        stopping = asyncio.create_task(stopped.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+    return 0 if stopped.is_set() else EXIT_CRASHED
 
 
 async def connect(options: GuardOptions) -> ServerSide:

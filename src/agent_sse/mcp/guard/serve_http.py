@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 
@@ -15,9 +15,19 @@ from agent_sse.mcp.guard.http_side import HttpHost
 HOST = "127.0.0.1"
 
 
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the guard: it has prompts to withdraw and processes to end first."""
+        yield
+
+
 @asynccontextmanager
-async def http_server(port: int, make_host: Callable[[int], HttpHost]) -> AsyncIterator[int]:
-    """Serve on ``port``, a free one for 0, and yield it. Raises :class:`ConfigurationError` when it is in use."""
+async def http_server(port: int, make_host: Callable[[int], HttpHost]) -> AsyncIterator[tuple[int, asyncio.Task[None]]]:
+    """Serve on ``port``, a free one for 0; yield it, and the task that serves.
+
+    Raises :class:`ConfigurationError` when the port is in use.
+    """
     listener = _listen(port)
     port = listener.getsockname()[1]
     host = make_host(port)
@@ -25,12 +35,11 @@ async def http_server(port: int, make_host: Callable[[int], HttpHost]) -> AsyncI
         host, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, date_header=False,
         timeout_graceful_shutdown=2,
     )  # fmt: skip
-    server = uvicorn.Server(config)
-    # Not `serve()`: it takes over the process's signal handlers.
-    serving = asyncio.create_task(server._serve([listener]))
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve([listener]))
     sweeping = asyncio.create_task(host.sweep())
     try:
-        yield port
+        yield port, serving
     finally:
         sweeping.cancel()
         await asyncio.gather(sweeping, return_exceptions=True)

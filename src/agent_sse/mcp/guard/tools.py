@@ -16,6 +16,7 @@ LIST_CHANGED = "notifications/tools/list_changed"
 MAX_TOOLS = 5000
 MAX_PAGES = 100
 LIST_TIMEOUT = 10.0  # s, for all pages together
+PAUSE = 60.0  # s, before a server that did not list its tools is asked again
 
 # What belongs to one request only, and must not be repeated in another.
 _OF_ONE_REQUEST = frozenset({"progressToken", "io.modelcontextprotocol/logLevel"})
@@ -35,6 +36,7 @@ class Tools:
         self._ask = ask
         self._known: dict[str, Tool] = {}
         self._listing = asyncio.Lock()
+        self._not_before = 0.0  # the loop's time before which it is not asked again
 
     def learn(self, result: Mapping[str, Any] | None) -> None:
         """Take note of one page of tools."""
@@ -65,7 +67,7 @@ class Tools:
         """
         if name not in self._known:
             async with self._listing:
-                if name not in self._known:
+                if name not in self._known and asyncio.get_running_loop().time() >= self._not_before:
                     await self._list(call)
         return self._known.get(name) or Tool(name)
 
@@ -86,6 +88,7 @@ class Tools:
                         return
                     seen.add(cursor)
         except TimeoutError:
+            self._not_before = asyncio.get_running_loop().time() + PAUSE
             log.warning("the MCP server did not list its tools within %.0f s", LIST_TIMEOUT)
         except ServerGone:
             pass  # the call itself will be told

@@ -133,7 +133,7 @@ class UrlServer:
             async with asyncio.timeout(TIMEOUT), self._request("POST", message) as response:
                 if response.status_code >= 400:
                     log.warning("the MCP server answered %s with HTTP %d", message.method, response.status_code)
-        except (httpx.HTTPError, TimeoutError, Failed) as error:
+        except (httpx.HTTPError, TimeoutError, ValueError, Failed) as error:
             log.warning("the MCP server did not take %s: %s", message.method or "an answer", told(error))
         if message.method == "notifications/initialized" and self._listening is None:
             self._listening = self._spawn(self._listen())
@@ -203,7 +203,7 @@ class UrlServer:
         is_answer = part.is_response and part.id is not None and key(part.id) == key(message.request_id)
         if is_answer and message.method == "initialize" and part.result is not None:
             version = part.result.get("protocolVersion")
-            self._version = version if isinstance(version, str) and version.isprintable() else None
+            self._version = version if isinstance(version, str) and version.isascii() else None
         await self._hand_on(part, message.request_id)
         return is_answer
 
@@ -262,7 +262,7 @@ class UrlServer:
                         await self._hand_on(message, None)
                         delay = RESUME_DELAY
                     last_id, delay = parser.last_id, delay if parser.retry is None else parser.retry
-            except (httpx.HTTPError, EventTooLong, Failed) as error:
+            except (httpx.HTTPError, EventTooLong, ValueError, Failed) as error:
                 log.info("the stream from the MCP server broke off: %s", told(error))
             await asyncio.sleep(delay)
             delay = min(2 * delay + 0.1, MAX_DELAY)
