@@ -19,6 +19,8 @@
 local GAP = 1000 -- ms between a clear and the next presentation; the guide's component needs it
 local requests, queue, due, wake = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local grants, audit = KEYS[12], KEYS[13]
+-- Both ends of a remembered answer's text; what is between comes from agents, and may say anything.
+local GRANT_START, GRANT_END = '^{"approved":(%l+),"reason":("[^\n]*"),\n', '"key":"([^"]*)","n":(%d+)}$'
 
 local STRINGS = { 'st', 'tool', 'call', 'cid', 'reason', 'by', 'key', 'digest', 'to' }
 local NUMBERS = { 'n', 'deadline', 'lease', 'shown' }
@@ -248,7 +250,7 @@ end
 
 -- Settles `r` by a remembered answer.
 local function settle_by_grant(id, r, grant, text)
-  local outcome = string.find(text, '"approved":true', 1, true) and 'approved' or 'denied'
-  local reason = string.match(text, '^{"reason":("[^\n]*"),\n') or '""'
-  settle(id, r, outcome, reason, '"grant:' .. grant .. '"', 'grant', '"grant_id":"' .. grant .. '"')
+  local approved, reason = string.match(text, GRANT_START)
+  settle(id, r, approved == 'true' and 'approved' or 'denied', reason or '""', '"grant:' .. grant .. '"', 'grant',
+    '"grant_id":"' .. grant .. '"')
 end

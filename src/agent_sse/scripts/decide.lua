@@ -17,8 +17,8 @@ local GRANTS_MAX = 100 -- of a session; the oldest go
 local function drop_grants(room)
   local all, flat = {}, redis.call('HGETALL', grants)
   for i = 1, #flat, 2 do
-    local n = tonumber(string.match(flat[i + 1], '"n":(%d+)}$'))
-    if n then all[#all + 1] = { flat[i], string.match(flat[i + 1], '"key":"(%S-)"'), n } end
+    local key, n = string.match(flat[i + 1], GRANT_END)
+    if n then all[#all + 1] = { flat[i], key, tonumber(n) } end
   end
   table.sort(all, function(a, b) return a[3] < b[3] end)
   for i = 1, #all - room do redis.call('HDEL', grants, all[i][1], all[i][2]) end
@@ -31,9 +31,10 @@ local function remember(r, about)
   local before = redis.call('HGET', grants, key)
   if before then redis.call('HDEL', grants, before) end
   drop_grants(GRANTS_MAX - 1)
-  local text = '{"reason":' .. ARGV[11] .. ',\n"grant_id":"' .. grant .. '","tool_name":' .. r.tool .. ',' .. about
-    .. '"covers":"' .. (kind == 't' and 'tool' or 'arguments') .. '","approved":' .. (wanted == 'approved' and 'true' or 'false')
-    .. ',"granted_by":' .. ARGV[12] .. ',"request_id":"' .. id .. '","granted_at":"' .. iso(now) .. '","key":"' .. key
+  local text = '{"approved":' .. (wanted == 'approved' and 'true' or 'false') .. ',"reason":' .. ARGV[11]
+    .. ',\n"grant_id":"' .. grant .. '","tool_name":' .. r.tool .. ',' .. about
+    .. '"covers":"' .. (kind == 't' and 'tool' or 'arguments') .. '","granted_by":' .. ARGV[12]
+    .. ',"request_id":"' .. id .. '","granted_at":"' .. iso(now) .. '","key":"' .. key
     .. '","n":' .. integer(redis.call('HINCRBY', state, 'granted', 1)) .. '}'
   redis.call('HSET', grants, grant, text, key, grant)
   dirty, stale = true, true -- a new key: it gets its lifetime

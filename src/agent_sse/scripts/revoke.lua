@@ -7,8 +7,8 @@ if refused then return refused end
 local grant = ARGV[8]
 local text = not string.find(grant, ':', 1, true) and redis.call('HGET', grants, grant)
 if not text then return '' end
-local key = string.match(text, '"key":"(%S-)"')
+local key = string.match(text, GRANT_END)
 redis.call('HDEL', grants, grant)
-if redis.call('HGET', grants, key) == grant then redis.call('HDEL', grants, key) end
+if key and redis.call('HGET', grants, key) == grant then redis.call('HDEL', grants, key) end
 record('{"kind":"revocation","grant_id":"' .. grant .. '","resolved_by":' .. ARGV[9] .. ',"grant":' .. text .. '}')
 return text
