@@ -116,9 +116,12 @@ def _add_process_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz", tags=["process"], summary="Does a message through Redis come back?", responses=error_docs(503))
     async def readyz() -> Response:
-        if await service.hub.probe():
+        if await service.ready():
             return success({"status": "ready", "streams": service.hub.open_streams})
-        raise ApiError(503, "not_ready", "Redis does not answer, or messages do not come back", retry_after=1)
+        raise ApiError(
+            503, "not_ready", "Redis does not answer, messages do not come back, or a part of the service has ended",
+            retry_after=1,
+        )  # fmt: skip
 
 
 def _add_page(app: FastAPI, settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """Events that come from outside as JSON: checked strictly, completed, made ready to be published.
 
-Only what an agent may say of itself is taken; nobody forges a permission request or its answer through here.
+Only what an agent may say of itself is taken, and secrets in it are masked; nobody forges a permission request or its
+answer through here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, V
 from agent_sse import events
 from agent_sse.errors import ApiError
 from agent_sse.keys import check_session_id
+from agent_sse.masking import Masker
 from agent_sse.store import Publish
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -87,12 +89,13 @@ class _Error(_Strict):
     code: str = "error"
 
 
-def read_event(session_id: str, value: object, *, limit: int) -> Publish:
+def read_event(session_id: str, value: object, *, limit: int, masker: Masker | None = None) -> Publish:
     """Return an event of protocol.md § 5, given as parsed JSON, ready to be published; ``limit`` in bytes.
 
-    What may be left out is filled in: times, ``tool_call_id`` (the tool's name), ``parameters``, ``risk_level``,
-    ``result``, ``code``. Raises :class:`ApiError` (``reserved_type`` for a type that only the service sends,
-    ``invalid_field`` naming the field) and :class:`~agent_sse.errors.InvalidEvent`.
+    Secrets are masked, by the default names without a ``masker``. What may be left out is filled in: times,
+    ``tool_call_id`` (the tool's name), ``parameters``, ``risk_level``, ``result``, ``code``. Raises :class:`ApiError`
+    (``reserved_type`` for a type that only the service sends, ``invalid_field`` naming the field) and
+    :class:`~agent_sse.errors.InvalidEvent`.
     """
     check_session_id(session_id)
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
@@ -102,14 +105,25 @@ def read_event(session_id: str, value: object, *, limit: int) -> Publish:
         raise ApiError(
             422, "reserved_type", f"type: only {', '.join(TYPES)} can be published; the service sends others"
         )
+    masker = masker or Masker()
     if kind == "error":
         said = _check(_Error, value, ())
-        event = events.error(said.message, events.check_name(said.code, "code"))
+        event = events.error(masker.mask_text(said.message), events.check_name(said.code, "code"))
         return Publish(session_id, events.bounded(events.encode(event), limit), "other")
     if unknown := value.keys() - {"type", "data"}:
         raise ApiError(422, "invalid_field", f"{min(unknown)[:100]}: an event has type and data, nothing else")
-    event, snapshot_kind, call_id, terminal = _READERS[kind](value.get("data", {}))
+    event, snapshot_kind, call_id, terminal = _READERS[kind](_masked(value.get("data", {}), masker))
     return Publish(session_id, events.bounded(events.encode(event), limit), snapshot_kind, call_id, terminal)
+
+
+def _masked(data: object, masker: Masker) -> object:
+    """Return an event's data with what a tool takes and gives masked; names and ids stay what they are."""
+    if not isinstance(data, dict):
+        return data
+    shown = {name: masker.mask(value) if name in ("details", "result") else value for name, value in data.items()}
+    if isinstance(shown.get("error"), str):
+        shown["error"] = masker.mask_text(shown["error"])
+    return shown
 
 
 _Read = tuple[dict[str, Any], events.EventKind, str, bool]

@@ -27,7 +27,7 @@ class SessionKeys:
     of every unfinished tool call, ``publishers`` each publisher's counter, ``requests`` the permission requests,
     ``queue`` the open ones in order, ``due`` what has a deadline, ``streams`` the open streams per process,
     ``closed`` the tombstone of a closed session, ``grants`` the remembered answers, ``audit`` a Stream of who decided
-    what. ``channel`` carries events, ``wake`` wakes waiting agents.
+    what, ``once`` the idempotency keys of published events. ``channel`` carries events, ``wake`` wakes waiting agents.
     """
 
     events: str
@@ -43,6 +43,7 @@ class SessionKeys:
     wake: str
     grants: str
     audit: str
+    once: str
 
 
 class Keyspace:
@@ -72,6 +73,7 @@ class Keyspace:
             wake=base + "wake",
             grants=base + "grants",
             audit=base + "audit",
+            once=base + "once",
         )
 
     def owned(self, owner: str) -> str:

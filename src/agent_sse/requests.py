@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Any, NoReturn
+import re
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
@@ -13,25 +14,80 @@ from starlette.types import Scope
 
 from agent_sse.access_log import redact_query
 from agent_sse.errors import ApiError
+from agent_sse.events import MESSAGE_LIMIT, NAME_LIMIT, RiskLevel
 from agent_sse.frames import EventId, parse_id
 
 TOKENS = "agent_sse.tokens"  # key in the ASGI scope
-# s for a body that is read here. That is only the answer to a permission request, a few kilobytes, and a right has been
-# checked for it; so it may be shorter than limits.BODY_TIMEOUT, which is for whatever is sent to any endpoint of a
-# server, and it must be: then the endpoint answers in its own words, under every server.
+# s for a body that is read here. That is an answer, an event or a question, and a right has been checked for it; so it
+# may be shorter than limits.BODY_TIMEOUT, which is for whatever is sent to any endpoint of a server, and it must be:
+# then the endpoint answers in its own words, under every server.
 BODY_TIMEOUT = 10.0
+KEY_LIMIT = 255  # characters of an Idempotency-Key
+_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+_COUNT = re.compile(r"[1-9][0-9]{0,8}")
+
+Body = TypeVar("Body", bound="RequestBody")
+Name = Annotated[StrictStr, Field(min_length=1, max_length=NAME_LIMIT)]
+Text = Annotated[StrictStr, Field(max_length=MESSAGE_LIMIT)]
+Object = dict[str, Any]
 
 
-class PermissionAnswer(BaseModel):
-    """The body of an answer. ``approved`` is strictly boolean; unknown fields are refused."""
+class RequestBody(BaseModel):
+    """A body that is a JSON object; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
+
+class PermissionAnswer(RequestBody):
+    """The body of an answer. ``approved`` is strictly boolean."""
+
     approved: StrictBool = Field(description="true approves, false denies")
-    reason: Annotated[StrictStr, Field(max_length=2000)] = Field("", description="shown to the agent and to other tabs")
+    reason: Text = Field("", description="shown to the agent and to other tabs")
     request_id: Annotated[StrictStr, Field(min_length=1, max_length=128)] | None = Field(
         None, description="which request is answered; without it the one that is presented"
     )
+    scope: Literal["once", "session"] = Field(
+        "once", description="session: remember the answer, and give it to the same questions until the session ends"
+    )
+    covers: Literal["arguments", "tool"] | None = Field(
+        None,
+        description="with scope session: the tool with these parameters (arguments, the default), or with any (tool)",
+    )
+    parameters_patch: Object | None = Field(
+        None, description="JSON Merge Patch (RFC 7396) of the shown parameters; with request_id and approved only"
+    )
+
+
+class CallCancellation(RequestBody):
+    """The body that cancels a tool call."""
+
+    tool_call_id: Name
+    reason: Text = Field("", description="shown to the agent and in the audit")
+
+
+class SessionOpening(RequestBody):
+    """The body that opens a session."""
+
+    owner: Name = Field(description="the `sub` of who may use the session; set once")
+
+
+class Question(RequestBody):
+    """The body that asks for a permission."""
+
+    tool_name: Name
+    parameters: Object
+    risk_level: RiskLevel
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] = Field(
+        description="seconds until the request expires; at most seven days"
+    )
+    tool_call_id: Name | None = Field(None, description="default: the tool's name")
+    idempotency_key: Name | None = Field(
+        None, description="the request outlives its agent; asking again with the same key gets it back"
+    )
+    message: Text | None = Field(None, description="shown to the user")
+    server: Name | None = Field(None, description="the MCP server whose tool it is")
+    editable: StrictBool = Field(False, description="the user may edit the parameters; apply `parameters_patch` then")
+    input_schema: Object | None = Field(None, alias="schema", description="JSON Schema that edits have to fit")
 
 
 def hide_token(scope: Scope) -> None:
@@ -101,6 +157,11 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
+async def read_json(request: Request, limit: int) -> Any:
+    """Return the JSON document that is the body; see :func:`read_body` and :func:`parse_json`."""
+    return parse_json(await read_body(request, limit))
+
+
 def parse_json(body: bytes) -> Any:
     """Parse one JSON document as RFC 8259 has it: UTF-8, no NaN, no name twice. Raises ApiError 400."""
     try:
@@ -135,13 +196,75 @@ def _refuse(constant: str) -> NoReturn:
     raise _Refused(f"{constant} is not JSON")
 
 
-def check_answer(value: object) -> PermissionAnswer:
-    """Return the answer. Raises ApiError 400 when it is no object, 422 naming the first wrong field."""
+def check_body(model: type[Body], value: object) -> Body:
+    """Return the body. Raises ApiError 400 when it is no object, 422 naming the first wrong field."""
     if not isinstance(value, dict):
-        raise ApiError(400, "invalid_json", 'the body must be a JSON object such as {"approved": true, "reason": ""}')
+        required = ", ".join(f'"{name}": …' for name, field in model.model_fields.items() if field.is_required())
+        raise ApiError(400, "invalid_json", f"the body must be a JSON object such as {{{required}}}")
     try:
-        return PermissionAnswer.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])[:100] or "a field's name"
         raise ApiError(422, "invalid_field", f"{field}: {first['msg']}") from None
+
+
+def check_answer(value: object) -> PermissionAnswer:
+    """Return the answer. Raises ApiError as :func:`check_body`, and 422 for fields that do not go together."""
+    answer = check_body(PermissionAnswer, value)
+    if answer.covers is not None and answer.scope != "session":
+        raise _wrong("covers", 'it says what a remembered answer is for: send "scope": "session" with it')
+    if answer.parameters_patch is not None:
+        if answer.request_id is None:
+            raise _wrong("parameters_patch", "send the request_id of the request whose parameters it edits")
+        if not answer.approved:
+            raise _wrong("parameters_patch", "what is denied is not edited; leave it out, or approve")
+        if answer.scope == "session":
+            raise _wrong("parameters_patch", 'an edited answer is for once; leave it out, or send "scope": "once"')
+    return answer
+
+
+def read_seconds(request: Request, name: str, *, most: float) -> float:
+    """Return a number of seconds in the query, 0 when there is none. Raises ApiError 422."""
+    values = request.query_params.getlist(name)
+    if not values:
+        return 0.0
+    if len(values) > 1 or _SECONDS.fullmatch(values[0]) is None or float(values[0]) > most:
+        raise _wrong(name, f"a number of seconds from 0 to {most:g}")
+    return float(values[0])
+
+
+def read_count(request: Request, name: str, *, default: int, most: int) -> int:
+    """Return a whole number from 1 in the query. Raises ApiError 422."""
+    values = request.query_params.getlist(name)
+    if not values:
+        return default
+    if len(values) > 1 or _COUNT.fullmatch(values[0]) is None or int(values[0]) > most:
+        raise _wrong(name, f"a whole number from 1 to {most}")
+    return int(values[0])
+
+
+def read_position(request: Request, name: str) -> EventId | None:
+    """Return an id ``"<ms>-<seq>"`` in the query, None when there is none. Raises ApiError 422."""
+    values = request.query_params.getlist(name)
+    if not values:
+        return None
+    position = parse_id(values[0].encode("utf-8", "replace")) if len(values) == 1 else None
+    if position is None:
+        raise _wrong(name, "an id such as 1767323045000-0, as the entries have it")
+    return position
+
+
+def read_idempotency_key(request: Request) -> str | None:
+    """Return the ``Idempotency-Key`` header, None when there is none. Raises ApiError 422."""
+    values = request.headers.getlist("idempotency-key")
+    if not values:
+        return None
+    key = values[0].strip(" \t")
+    if len(values) > 1 or not 0 < len(key) <= KEY_LIMIT or not (key.isascii() and key.isprintable()):
+        raise _wrong("Idempotency-Key", f"one header of 1 to {KEY_LIMIT} printable ASCII characters")
+    return key
+
+
+def _wrong(field: str, message: str) -> ApiError:
+    return ApiError(422, "invalid_field", f"{field}: {message}")

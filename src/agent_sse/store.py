@@ -121,6 +121,8 @@ class Store:
         if script not in (scripts.PUBLISH, scripts.REPLAY, scripts.OPEN):
             keys = (*keys, k.requests, k.queue, k.due, k.wake, k.streams, k.grants, k.audit)
             bounds = (*bounds, *self._audit_bounds)
+        if script in (scripts.CLOSE, scripts.PUBLISH_ONCE):
+            keys = (*keys, k.once)
         last = ("",) * count
         packed = pack(("EVALSHA", script.sha, len(keys), *keys, *bounds, *last))
         return packed[: len(packed) - len(pack_items(last))]

@@ -16,6 +16,9 @@ import pytest_asyncio
 
 from agent_sse import SimpleNotifier
 from agent_sse.app import create_app
+from agent_sse.auth import EVENTS_PUBLISH as PUBLISH
+from agent_sse.auth import EVENTS_READ as READ
+from agent_sse.auth import PERMISSIONS_RESPOND as RESPOND
 from harness import (
     DEADLINE,
     PREFIX,
@@ -241,8 +244,8 @@ async def test_health_is_degraded_while_redis_is_away(folder: Path) -> None:
         data = reply.json()["data"]
         assert (200, "degraded", 1) == (reply.status_code, data["status"], data["connections"])
         assert {"ok": False, "latency_ms": None} == data["redis"]
-        fields = {"session_id", "status", "connections", "pending_permissions", "pending_total", "last_event_id",
-                  "redis", "retained_events", "timestamp"}  # fmt: skip
+        fields = {"session_id", "status", "connections", "pending_permissions", "pending_total", "grants",
+                  "last_event_id", "redis", "retained_events", "timestamp"}  # fmt: skip
         assert fields == set(data)
 
 
@@ -372,45 +375,82 @@ async def test_connections_have_no_nagle_delay(served: Served, sink: str) -> Non
 
 
 async def test_api_description_lists_every_endpoint(http: httpx.AsyncClient) -> None:
-    """`/openapi.json` has each endpoint with its statuses, the bearer scheme, the body, and the stream's parameters."""
+    """`/openapi.json` has each endpoint with its statuses, their bodies, the bearer scheme and the scope it needs."""
     described = (await http.get("/openapi.json")).json()
     found = {
         (path.removeprefix(PREFIX), method): operation
         for path, methods in described["paths"].items()
         for method, operation in methods.items()
     }
+    body = {400, 401, 403, 408, 413, 422, 503}
     expected = {
-        ("/events/{session_id}", "get"): {200, 401, 403, 422, 429, 503},
-        ("/permission-response/{session_id}", "post"): {200, 400, 401, 403, 404, 408, 409, 410, 413, 422, 503},
-        ("/health/{session_id}", "get"): {200, 401, 403, 422, 503},
-        ("/ticket/{session_id}", "post"): {200, 401, 403, 422, 503},
-        ("/sessions", "get"): {200, 401, 403, 503},
-        ("/healthz", "get"): {200},
-        ("/readyz", "get"): {200, 503},
-    }
-    assert set(expected) <= set(found)
-    for key, statuses in expected.items():
+        ("/events/{session_id}", "get"): (READ, {200, 401, 403, 422, 429, 503}),
+        ("/permission-response/{session_id}", "post"): (RESPOND, {200, 404, 409, 410} | body),
+        ("/cancel/{session_id}", "post"): (RESPOND, {200, 202, 404, 409} | body),
+        ("/grants/{session_id}/{grant_id}", "delete"): (RESPOND, {200, 401, 403, 404, 422, 503}),
+        ("/audit/{session_id}", "get"): (READ, {200, 401, 403, 422, 503}),
+        ("/health/{session_id}", "get"): (READ, {200, 401, 403, 422, 503}),
+        ("/ticket/{session_id}", "post"): (READ, {200, 401, 403, 422, 503}),
+        ("/sessions", "get"): (READ, {200, 401, 403, 503}),
+        ("/publish/{session_id}", "post"): (PUBLISH, {201, 409} | body),
+        ("/sessions/{session_id}", "put"): (PUBLISH, {200, 409} | body),
+        ("/sessions/{session_id}", "delete"): (PUBLISH, {200, 401, 403, 422, 503}),
+        ("/permission-request/{session_id}", "post"): (PUBLISH, {200, 202, 409, 429} | body),
+        ("/permission-request/{session_id}/{request_id}", "get"): (
+            PUBLISH, {200, 202, 400, 401, 403, 404, 422, 429, 503},
+        ),
+        ("/permission-request/{session_id}/{request_id}", "delete"): (PUBLISH, {200, 401, 403, 404, 409, 422, 503}),
+        ("/healthz", "get"): ("", {200}),
+        ("/readyz", "get"): ("", {200, 503}),
+    }  # fmt: skip
+    assert set(expected) == set(found)
+    for key, (scope, statuses) in expected.items():
         assert statuses == {int(status) for status in found[key]["responses"]}, key
         assert found[key]["summary"], key
-        for status, response in found[key]["responses"].items():
-            if int(status) >= 400:
-                schema = response["content"]["application/json"]["schema"]
-                assert {"success", "message", "error"} == set(schema["properties"]), key
-        if key[0] not in {"/healthz", "/readyz"}:
+        if scope:
             assert [{"HTTPBearer": []}] == found[key]["security"], key
-    body = found["/permission-response/{session_id}", "post"]["requestBody"]
-    fields = body["content"]["application/json"]["schema"]
-    assert (True, {"approved", "reason", "request_id"}) == (body["required"], set(fields["properties"]))
-    assert ["approved"] == fields["required"]
-    stream = found["/events/{session_id}", "get"]
-    assert ["text/event-stream"] == list(stream["responses"]["200"]["content"])
-    parameters = {(parameter["name"], parameter["in"]) for parameter in stream["parameters"]}
-    assert {
-        ("session_id", "path"),
-        ("token", "query"),
-        ("last_event_id", "query"),
-        ("Last-Event-ID", "header"),
-    } == parameters
+            assert f"`{scope}`" in found[key]["description"], key
+        for status, response in found[key]["responses"].items():
+            if key == ("/events/{session_id}", "get") and status == "200":
+                continue
+            if scope or int(status) >= 400:
+                schema = response["content"]["application/json"]["schema"]
+                told = {"success", "message", "error" if int(status) >= 400 else "data"}
+                assert told == set(schema["properties"]), key
+
+
+async def test_api_description_has_every_body_and_parameter(http: httpx.AsyncClient) -> None:
+    """What the endpoints read, in bodies, queries and headers, is described with its fields."""
+    described = (await http.get("/openapi.json")).json()["paths"]
+    found = {path.removeprefix(PREFIX): methods for path, methods in described.items()}
+    bodies = {
+        ("/permission-response/{session_id}", "post"): (
+            {"approved"}, {"reason", "request_id", "scope", "covers", "parameters_patch"},
+        ),
+        ("/cancel/{session_id}", "post"): ({"tool_call_id"}, {"reason"}),
+        ("/publish/{session_id}", "post"): ({"type"}, set()),
+        ("/sessions/{session_id}", "put"): ({"owner"}, set()),
+        ("/permission-request/{session_id}", "post"): (
+            {"tool_name", "parameters", "risk_level", "timeout"},
+            {"tool_call_id", "idempotency_key", "message", "server", "editable", "schema"},
+        ),
+    }  # fmt: skip
+    for (path, method), (required, optional) in bodies.items():
+        body = found[path][method]["requestBody"]
+        schema = body["content"]["application/json"]["schema"]
+        assert (True, required) == (body["required"], set(schema["required"])), path
+        assert required | optional == set(schema["properties"]), path
+    reading = {("after", "query"), ("limit", "query")}
+    for path, method, expected in (
+        ("/audit/{session_id}", "get", reading),
+        ("/publish/{session_id}", "post", {("Idempotency-Key", "header")}),
+        ("/permission-request/{session_id}", "post", {("wait", "query")}),
+        ("/permission-request/{session_id}/{request_id}", "get", {("wait", "query"), ("request_id", "path")}),
+        ("/events/{session_id}", "get", {("token", "query"), ("last_event_id", "query"), ("Last-Event-ID", "header")}),
+    ):
+        parameters = {(parameter["name"], parameter["in"]) for parameter in found[path][method]["parameters"]}
+        assert {("session_id", "path"), *expected} == parameters, path
+    assert ["text/event-stream"] == list(found["/events/{session_id}"]["get"]["responses"]["200"]["content"])
 
 
 async def test_api_page_is_served(http: httpx.AsyncClient) -> None:

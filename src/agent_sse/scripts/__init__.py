@@ -26,6 +26,7 @@ def _load(name: str, heads: tuple[str, ...]) -> Script:
 
 
 PUBLISH = _load("publish", SESSION)
+PUBLISH_ONCE = _load("publish_once", SESSION)
 REPLAY = _load("replay", SESSION)
 OPEN = _load("open", SESSION)
 CLOSE = _load("close", SESSION)

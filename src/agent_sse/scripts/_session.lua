@@ -137,6 +137,21 @@ local function record_status(call_id, id, payload, terminal)
   redis.call('HSET', state, 'calls_bytes', integer(total))
 end
 
+-- Appends a publisher's event, and changes the snapshot by it. Returns its id.
+local function take_event(payload, tag, kind, call_id, terminal)
+  local id = append(payload, tag)
+  if kind == 'status' then
+    record_status(call_id, id, payload, terminal)
+  elseif kind == 'result' then
+    redis.call('HSET', state, 'result', payload, 'result_call', call_id)
+  elseif kind == 'cleared' then
+    if call_id == '' or redis.call('HGET', state, 'result_call') == call_id then
+      redis.call('HDEL', state, 'result', 'result_call')
+    end
+  end
+  return id
+end
+
 -- Writes the head back if it changed, and renews what has to live on.
 local function save_state()
   if not dirty then return end

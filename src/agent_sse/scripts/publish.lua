@@ -47,17 +47,8 @@ else
   if held >= 256 and held % 128 == 0 then forget_publishers(held) end
 end
 
-local id = append(payload, publisher .. ':' .. ARGV[8])
+local id = take_event(payload, publisher .. ':' .. ARGV[8], kind, call_id, ARGV[12] == '1')
 redis.call('HSET', publishers, publisher, ARGV[8] .. ' ' .. id .. ' ' .. integer(now))
 if not mine then stale = true end
-if kind == 'status' then
-  record_status(call_id, id, payload, ARGV[12] == '1')
-elseif kind == 'result' then
-  redis.call('HSET', state, 'result', payload, 'result_call', call_id)
-elseif kind == 'cleared' then
-  if call_id == '' or redis.call('HGET', state, 'result_call') == call_id then
-    redis.call('HDEL', state, 'result', 'result_call')
-  end
-end
 save_state()
 return { id, '0' }
