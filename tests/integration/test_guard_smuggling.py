@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ import httpx
 import pytest
 
 import mcp_parts
-from harness import processes_with
+from agent_sse.mcp.guard import messages
+from harness import processes_with, until
 from mcp_parts import RawHost, hostile, journal, until_journal
 
 CALL = '"method":"tools/call","params":{"name":"denied","arguments":{"a":1}}'
@@ -81,12 +85,25 @@ ATTEMPTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("attempt", list(ATTEMPTS))
-async def test_guard_lets_no_denied_call_reach_the_server(host: RawHost, folder: Path, attempt: str) -> None:
+def attempts() -> Iterator[tuple[str, bytes]]:
+    """Return every attempt, each with an id of its own."""
+    for number, (name, text) in enumerate(ATTEMPTS.items(), 100):
+        yield name, text.replace('"id":9', f'"id":{number}').encode()
+
+
+def calls(folder: Path) -> list[Any]:
+    """Return the calls that reached the server and must not have."""
+    return [row for row in seen(folder) if row[0] == "tools/call" and "denied" in str(row)]
+
+
+async def test_guard_lets_no_denied_call_reach_the_server(host: RawHost, folder: Path) -> None:
     """The server, which reads with universal newlines, never sees a call of the tool that is denied."""
-    await host.write(ATTEMPTS[attempt].encode())
-    await flush(host)
-    assert [] == [row for row in seen(folder) if row[0] == "tools/call" and "denied" in str(row)]
+    for name, line in attempts():
+        await host.write(line)
+        await host.send("ping", id=name)
+        await host.answer(name)
+        assert [] == calls(folder), name
+    assert 10 < [row[1] for row in journal(folder)].count("denied")  # many of them are calls like any other
 
 
 async def test_guard_and_server_read_doubled_keys_alike(host: RawHost, folder: Path) -> None:
@@ -150,6 +167,25 @@ async def test_guard_gates_a_call_as_a_task(host: RawHost, folder: Path) -> None
     assert "denied" not in str(seen(folder))
 
 
+@pytest.mark.parametrize(
+    ("head", "tail", "expected"),
+    [
+        ('{"jsonrpc":"2.0","id":4,"method":"x","params":{', "}}", 4),
+        ('{"id":"a b","result":{"id":1', "}}", "a b"),
+        ('{"method":"x","params":{"id":4', '"}}', None),
+        ('{"method":"x","params":{"id":4', '"},"jsonrpc":"2.0","id":-5 }\n', -5),
+        ('{"method":"x","params":{"a":"', '"id":5}}', None),
+        ('[{"id":4,"method":"x"', "}]", None),
+        ('{"id":4.5,"method"', "}", None),
+        ('{"id":null,"method"', "}", None),
+        ('{"id":"' + "x" * 300 + '","method"', "}", None),
+    ],
+)
+def test_guard_finds_the_id_of_what_it_cannot_read(head: str, tail: str, expected: Any) -> None:
+    """Only an id that is certainly the message's own: an error must not end another request."""
+    assert expected == messages.find_id(head.encode(), tail.encode())
+
+
 # -- over HTTP --------------------------------------------------------------------------------------------------------
 
 HEADERS = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
@@ -178,62 +214,56 @@ async def shake_hands(http: httpx.AsyncClient) -> dict[str, str]:
     return session
 
 
-@pytest.mark.parametrize("attempt", list(ATTEMPTS))
-async def test_guard_lets_no_denied_call_through_over_http(http: httpx.AsyncClient, folder: Path, attempt: str) -> None:
+async def test_guard_lets_no_denied_call_through_over_http(http: httpx.AsyncClient, folder: Path) -> None:
     """What does not pass on standard input does not pass in a request's body either."""
     session = await shake_hands(http)
-    await http.post("/mcp", content=ATTEMPTS[attempt].encode(), headers=session)
-    await http.post("/mcp", json={"jsonrpc": "2.0", "id": "flush", "method": "ping"}, headers=session)
-    assert [] == [row for row in seen(folder) if row[0] == "tools/call" and "denied" in str(row)]
+    for name, body in attempts():
+        await http.post("/mcp", content=body, headers=session)
+        await http.post("/mcp", json={"jsonrpc": "2.0", "id": name, "method": "ping"}, headers=session)
+        assert [] == calls(folder), name
+    assert 10 < [row[1] for row in journal(folder)].count("denied")
 
 
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"host": "evil.example"}, 403),
-        ({"host": "evil.example:{port}"}, 403),
-        ({"host": "127.0.0.1:1"}, 403),
-        ({"host": "127.0.0.1:nonsense"}, 403),
-        ({"origin": "https://evil.example"}, 403),
-        ({"origin": "null"}, 403),
-        ({"origin": "http://localhost.evil.example"}, 403),
-        ({"content-type": "text/plain"}, 415),
-        ({"accept": "application/json"}, 406),
-        ({"mcp-session-id": "guessed"}, 404),
-        ({}, 400),
-        ({"origin": "http://localhost:1234", "host": "localhost:{port}"}, 400),
-    ],
-)
+STRANGERS: list[tuple[dict[str, str], int]] = [
+    ({"host": "evil.example"}, 403),
+    ({"host": "evil.example:{port}"}, 403),
+    ({"host": "127.0.0.1:1"}, 403),
+    ({"host": "127.0.0.1:nonsense"}, 403),
+    ({"origin": "https://evil.example"}, 403),
+    ({"origin": "null"}, 403),
+    ({"origin": "http://localhost.evil.example"}, 403),
+    ({"content-type": "text/plain"}, 415),
+    ({"accept": "application/json"}, 406),
+    ({"mcp-session-id": "guessed"}, 404),
+    ({}, 400),
+    ({"origin": "http://localhost:1234", "host": "localhost:{port}"}, 400),
+]
+
+
 async def test_guard_refuses_who_is_not_of_this_machine_or_has_no_session(
-    http: httpx.AsyncClient, headers: dict[str, str], status: int
+    http: httpx.AsyncClient, folder: Path
 ) -> None:
     """A page elsewhere, a rebound name, a form and an unknown session get an error, and start no server."""
-    port = str(http.base_url.port)
-    sent = {name: value.replace("{port}", port) for name, value in headers.items()}
-    response = await http.post("/mcp", content=HIDDEN, headers=sent)
-    assert status == response.status_code
-    assert "error" in response.json()
+    for headers, status in STRANGERS:
+        sent = {name: value.replace("{port}", str(http.base_url.port)) for name, value in headers.items()}
+        response = await http.post("/mcp", content=HIDDEN, headers=sent)
+        assert status == response.status_code, headers
+        assert "error" in response.json(), headers
+    assert not (folder / "seen").exists()
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
+async def test_guard_refuses_headers_that_say_something_else(http: httpx.AsyncClient, folder: Path) -> None:
+    """Whoever routes by headers cannot be shown another call than the gate sees."""
+    body = {"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": {"name": "denied", "_meta": ENVELOPE}}
+    for headers in (
         {"mcp-method": "tools/list"},
         {"mcp-method": "tools/call", "mcp-name": "tool0"},
         {"mcp-method": "tools/call"},
         {"mcp-method": "tools/call", "mcp-name": "=?base64?dG9vbDA=?="},
         {},
-    ],
-)
-async def test_guard_refuses_headers_that_say_something_else(
-    http: httpx.AsyncClient, folder: Path, headers: dict[str, str]
-) -> None:
-    """Whoever routes by headers cannot be shown another call than the gate sees."""
-    params = {"name": "denied", "_meta": ENVELOPE}
-    body = {"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": params}
-    response = await http.post("/mcp", json=body, headers={"mcp-protocol-version": "2026-07-28", **headers})
-    assert 400 == response.status_code
-    assert -32020 == response.json()["error"]["code"]
+    ):
+        response = await http.post("/mcp", json=body, headers={"mcp-protocol-version": "2026-07-28", **headers})
+        assert (400, -32020) == (response.status_code, response.json()["error"]["code"]), headers
     assert [] == journal(folder)
 
 
@@ -275,3 +305,33 @@ async def test_guard_tells_a_host_over_http_that_the_server_crashed(http: httpx.
     ping = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
     assert 404 == (await http.post("/mcp", json=ping, headers=session)).status_code
     assert await shake_hands(http)
+
+
+async def test_guard_over_http_ends_on_a_signal_and_withdraws_the_question(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM: no prompt stays, no process either, and the status is 0."""
+    monkeypatch.setenv("SEEN", str(folder / "seen"))
+    command = mcp_parts.guard_command(folder, command=hostile("deaf"), http_port=0)
+    async with (
+        mcp_parts.process(command, ready=r"(http://[0-9.]+:\d+)/mcp") as (guard, at),
+        httpx.AsyncClient(base_url=at[1], headers=HEADERS, timeout=30, trust_env=False) as http,
+    ):
+        session = await shake_hands(http)
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "asked"}}
+        asking = asyncio.create_task(http.post("/mcp", json=body, headers=session))
+        await until_journal(folder, "asked", "waiting")
+        guard.send_signal(signal.SIGTERM)
+        assert 0 == await guard.wait()
+        await asyncio.gather(asking, return_exceptions=True)
+    await until_journal(folder, "asked", "withdrawn")
+    await until(lambda: not processes_with(str(folder)), what="all processes having ended")
+
+
+async def test_guard_says_that_its_port_is_in_use(folder: Path) -> None:
+    """One clear line and status 2."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with RawHost(mcp_parts.guard_command(folder, command=hostile("plain"), http_port=port)) as host:
+            assert 2 == await host.end()
+    assert f"cannot listen on 127.0.0.1:{port}" in host.errors

@@ -15,6 +15,8 @@ import httpx
 import pytest
 
 import mcp_parts
+from agent_sse.errors import ConfigurationError
+from agent_sse.mcp.guard import headers
 from mcp_parts import RawHost, journal, until_journal
 
 SESSION = "Mcp-Session-Id: s1\r\n"
@@ -268,3 +270,24 @@ async def test_guard_passes_a_hosts_authorization_on_unless_it_has_its_own(folde
     sent = url.asked[0].headers
     assert (fixed.get("authorization") or "Bearer host", "00-1") == (sent["authorization"], sent["traceparent"])
     assert {"cookie", "origin"}.isdisjoint(sent)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("X-Key: abc", ("x-key", "abc")),
+        ("Authorization: Bearer ${TOKEN}", ("authorization", "Bearer t:1")),
+        ("Authorization:${TOKEN}${TOKEN}", ("authorization", "t:1t:1")),
+        ("X: $TOKEN", ("x", "$TOKEN")),
+    ],
+)
+def test_guard_takes_a_header_with_what_the_environment_holds(text: str, expected: tuple[str, str]) -> None:
+    """A secret need not stand on the command line."""
+    assert expected == headers.configured(text, {"TOKEN": "t:1"})
+
+
+@pytest.mark.parametrize("text", ["X", ": x", "a b: c", "X: ${MISSING}", "X: a\r\nY: b", "X: ü"])
+def test_guard_refuses_a_header_that_is_none(text: str) -> None:
+    """What is wrong is said, and no value is shown."""
+    with pytest.raises(ConfigurationError):
+        headers.configured(text, {})

@@ -130,7 +130,7 @@ def main(kind: str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         subprocess.Popen([sys.executable, "-c", "import signal, time\nsignal.signal(15, 1)\ntime.sleep(600)"])
     if kind == "loud":
-        sys.stderr.write("noise\n" * 200_000)
+        sys.stderr.write("noise\n" * 20_000)
     for line in sys.stdin:
         try:
             message = json.loads(line)

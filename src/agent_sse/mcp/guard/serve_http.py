@@ -33,7 +33,7 @@ async def http_server(port: int, make_host: Callable[[int], HttpHost]) -> AsyncI
     host = make_host(port)
     config = uvicorn.Config(
         host, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, date_header=False,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=2, limit_concurrency=512,
     )  # fmt: skip
     server = _Server(config)
     serving = asyncio.create_task(server.serve([listener]))

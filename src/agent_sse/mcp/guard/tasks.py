@@ -18,7 +18,7 @@ RESULT = "tasks/result"
 STATUS = "notifications/tasks/status"
 _TELLS_STATUS = frozenset({"tasks/get", "tasks/cancel"})
 ENDED = frozenset({"completed", "failed", "cancelled"})
-GRACE = 5.0  # s, for the host to fetch the result; then the guard asks for it
+GRACE = 2.0  # s, for the host to fetch the result; then the guard asks for it
 MIN_POLL, MAX_POLL = 2.0, 60.0  # s, without news until the guard asks
 MAX_SECONDS = 24 * 3600.0  # of a task that names no time to live
 
