@@ -347,6 +347,15 @@ async def test_guard_refuses_a_result_over_the_limit(folder: Path) -> None:
     assert "failed" in happened(folder, "toolarge")
 
 
+async def test_guard_says_of_an_answer_that_it_cannot_be_read(folder: Path) -> None:
+    """Nobody waits for ever for an answer that is no UTF-8."""
+    async with guarding(folder) as host:
+        await call(host, 1, "unreadable")
+        answer = await host.answer(1)
+    assert "is not JSON" in answer["error"]["message"]
+    assert "failed" in happened(folder, "unreadable")
+
+
 async def test_guard_passes_a_version_on_that_nobody_knows(folder: Path) -> None:
     """Which versions do is for host and server to say, not for what stands between them."""
     async with guarding(folder, "version") as host:

@@ -73,6 +73,11 @@ def garbage(request: Any) -> None:
     say({"id": request["id"], "result": content("after all")})
 
 
+def unreadable(request: Any) -> None:
+    sys.stdout.buffer.write(b'{"jsonrpc": "2.0", "id": %d, "result": {"content": "\xff"}}\n' % request["id"])
+    sys.stdout.buffer.flush()
+
+
 def large(size: int) -> Callable[[Any], None]:
     return lambda request: say({"id": request["id"], "result": content("x" * size)})
 
@@ -85,7 +90,7 @@ def by_name(request: Any) -> None:
     """Do as the tool's name says; every kind of server does so."""
     name = request["params"]["name"]
     acts = {"crash": crash, "kill": kill_itself, "mute": close_output, "garbage": garbage, "large": large(50_000_000),
-            "toolarge": large(70_000_000), "hang": never}  # fmt: skip
+            "toolarge": large(70_000_000), "hang": never, "unreadable": unreadable}  # fmt: skip
     for part, act in acts.items():
         if part in name.split("-"):
             act(request)

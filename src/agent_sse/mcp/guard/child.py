@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from agent_sse.errors import ConfigurationError
 from agent_sse.mcp.guard import messages
 from agent_sse.mcp.guard.messages import Id, Message
-from agent_sse.mcp.guard.pipes import CHUNK, LineReader, PipeWriter, TooLong, reader_of, writer_of
+from agent_sse.mcp.guard.pipes import CHUNK, EDGE, LineReader, PipeWriter, TooLong, reader_of, writer_of
 from agent_sse.mcp.guard.sides import ServerGone
 from agent_sse.terminal import escape
 
@@ -98,6 +98,9 @@ class Child:
             await asyncio.wait({reading, ended}, timeout=GRACE_AFTER_END)
             if reading.done():
                 reading.result()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE_AFTER_END):
+                    await self._pipes.errors.ended.wait()  # its last words
         finally:
             for task in (reading, ended):
                 task.cancel()
@@ -110,22 +113,21 @@ class Child:
 
     def _messages(self, line: bytes | TooLong) -> list[Message]:
         if isinstance(line, TooLong):
-            return self._too_long(line)
+            return self._unreadable(line.head, line.tail, f"of {line.size} bytes is too long to be passed on")
         if not line.strip():
             return []
         try:
             return messages.from_server(line)
         except ValueError:
-            self._drop(f"{len(line)} bytes that are no message: {_shown(line)}")
-            return []
+            return self._unreadable(line[:EDGE], line[-EDGE:], "is not JSON")
 
-    def _too_long(self, line: TooLong) -> list[Message]:
-        request_id = messages.find_id(line.head, line.tail)
-        if b'"method"' in line.head or request_id is None:
-            self._drop(f"a message of {line.size} bytes, which is too long")
+    def _unreadable(self, head: bytes, tail: bytes, what: str) -> list[Message]:
+        """Return the error for whoever waits for what cannot be read, if it is clear who does."""
+        request_id = messages.find_id(head, tail)
+        if b'"method"' in head or request_id is None:
+            self._drop(f"what {what}: {_shown(head)}")
             return []
-        text = f"the MCP server's answer of {line.size} bytes is too long to be passed on"
-        return [messages.error(request_id, messages.INTERNAL_ERROR, text)]
+        return [messages.error(request_id, messages.INTERNAL_ERROR, f"the MCP server's answer {what}")]
 
     def _drop(self, what: str) -> None:
         self._dropped += 1
@@ -226,6 +228,8 @@ class _Errors:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._tail = b""
+        self._loop = asyncio.get_running_loop()
+        self.ended = asyncio.Event()
         threading.Thread(target=self._copy, name="agent-sse guard stderr", daemon=True).start()
 
     @property
@@ -240,6 +244,8 @@ class _Errors:
                 view = memoryview(data)
                 while view:
                     view = view[os.write(2, view) :]
+        with suppress(RuntimeError):  # the loop has ended before
+            self._loop.call_soon_threadsafe(self.ended.set)
 
 
 @dataclass(slots=True)
