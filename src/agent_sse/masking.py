@@ -6,146 +6,177 @@ What a tool gets is never touched: values are copied where something is hidden, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
-import re2
-
+from agent_sse import credentials
+from agent_sse.credentials import Credentials
 from agent_sse.errors import InvalidEvent
 
-MASK = "••••"
+MASK = credentials.MASK
+# Left out, since they name other things more often: `pin` (of a board), `session_id`, `pass`, `key`, `dsn` (whose
+# password is found by its form).
 DEFAULT_KEYS = (
-    "password", "passwd", "pwd", "passphrase", "passcode", "secret", "token", "api_key", "apikey", "access_key",
-    "secret_key", "private_key", "client_secret", "signing_key", "encryption_key", "authorization", "auth", "cookie",
-    "credential", "credentials", "session_key", "session_id", "otp", "pin", "cvv", "connection_string", "dsn",
+    "password", "passwords", "passwd", "pwd", "passphrase", "passcode", "pgpassword", "sshpass", "secret", "secrets",
+    "token", "access_token", "auth_token", "refresh_token", "bearer", "jwt", "api_key", "api_keys", "access_key",
+    "secret_key", "private_key", "client_secret", "signing_key", "encryption_key", "master_key", "account_key",
+    "session_key", "authorization", "auth", "cookie", "cookies", "credential", "credentials", "otp", "cvv", "cvc",
+    "connection_string", "密码", "口令", "令牌", "密钥",
 )  # fmt: skip
-_SCHEMES = "bearer|basic|token|digest|negotiate"
 DEEPEST = 200  # levels; JSON that is nested deeper is refused before anybody would read it
+KNOWN_KEYS = 10_000  # whose kind is remembered
 
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-_TOKENS = (
-    r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",  # AWS access key ids
-    r"\bgh[opsur]_[A-Za-z0-9]{20,}",
-    r"\bgithub_pat_\w{20,}",
-    r"\bglpat-[\w-]{16,}",  # GitLab
-    r"\bxox[abeoprs]-[\w-]{10,}",  # Slack
-    r"\bsk-[\w-]{16,}",  # OpenAI, Anthropic
-    r"\b[sr]k_(?:live|test)_[A-Za-z0-9]{10,}",  # Stripe
-    r"\bAIza[\w-]{30,}",  # Google
-    r"\bya29\.[\w-]{16,}",
-    r"\bnpm_[A-Za-z0-9]{30,}",
-    r"\bpypi-AgE[\w-]{20,}",
-    r"\bhf_[A-Za-z0-9]{20,}",  # Hugging Face
-    r"\bSG\.[\w-]{16,}\.[\w-]{16,}",  # SendGrid
-    r"\bwhsec_[A-Za-z0-9+/=]{16,}",
-    r"\beyJ[\w-]{6,}\.eyJ[\w-]{6,}\.[\w-]*",  # JWT (RFC 7519)
-    r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[\s\S]*?(?:-----END [A-Z0-9 ]{0,40}-----|\z)",
-)
+_LONG = 8  # letters
+_TAIL = 128  # characters of a key that are looked at
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_A-Za-z]+")
+_PLAIN, _SECRET, _CREDENTIAL = 0, 1, 2  # kinds of keys; a key may be both of the latter
 
 
 class Masker:
     """Hides what is under ``keys`` and what looks like a credential.
 
-    A key matches a name when the name's words are its last words: ``api_key`` matches ``x-api-key`` and
-    ``githubApiKey``, and ``token`` matches ``accessToken`` but neither ``max_tokens`` nor ``token_count``.
+    A key is split into words at capitals, digits and whatever is no letter. It is secret when a name, read without
+    its separators, is its last words: ``api_key`` covers ``x-api-key``, ``githubApiKey`` and ``APIKEY``, ``token``
+    covers ``accessToken`` and ``token2``, but neither ``max_tokens`` nor ``token_count``. A name of eight letters or
+    more, and one in another script, covers what ends with it as well: ``password`` covers ``dbpassword``.
+
+    Hidden is all that is under such a key, an object as a whole, but for null, booleans, and what is empty. A key
+    that looks like a credential is hidden itself.
     """
 
     def __init__(self, keys: Sequence[str] = DEFAULT_KEYS) -> None:
-        self._names = frozenset(words for words in map(_words, keys) if words)
+        names = dict.fromkeys(words for words in map(_words, keys) if words)
+        self._names = frozenset("".join(words) for words in names)
+        self._endings = tuple(name for name in self._names if len(name) >= _LONG or not name.isascii())
         self._longest = max(map(len, self._names), default=0)
-        self._known: dict[str, bool] = {}
-        names = "|".join(sorted({"[_-]?".join(words) for words in self._names}, key=len, reverse=True))
-        forms = [
-            f"({'|'.join(_TOKENS)})",
-            r"""://[^\s/?#:@"'<>]*:([^\s/?#@"'<>]+)@""",  # a URL's password (RFC 3986, userinfo)
-            rf"(?i:\b(?:{_SCHEMES}))[ \t]+([\w.~+/=-]{{6,}})",  # RFC 6750, RFC 7617
-        ]
-        if names:
-            value = rf"""["']?(?:(?i:{_SCHEMES})[ \t]+)?([^\s"'&;,{{}}\[\]()<>]+)"""
-            forms.append(rf"--[\w-]*(?i:{names})[ \t=]+{value}")
-            forms.append(rf"""\b[\w-]*(?i:{names})["']?[ \t]*[=:][ \t]*{value}""")
-        options = re2.Options()
-        options.log_errors, options.max_mem = False, 64 * 2**20
-        self._pattern = re2.compile("|".join(forms), options=options)
+        self._credentials = Credentials(names, self.is_secret)
+        self._known: dict[str, int] = {}
 
     def masked(self, value: object) -> tuple[Any, tuple[str, ...]]:
         """Return the value as it may be shown, and the JSON pointers (RFC 6901) of what is hidden, in order.
 
-        Returns the very value when nothing is. Raises :class:`InvalidEvent` for one that is nested too deeply.
+        Pointers name what is shown, so they hold no secret. What holds ``••••`` already counts as hidden. Returns the
+        very value when nothing is hidden. Raises :class:`InvalidEvent` for a value nested deeper than 200 levels.
         """
+        if not self._may_hide(value):
+            return value, ()
         hidden: list[str] = []
-        return self._walk(value, "", hidden, 0), tuple(hidden)
+        return self._show(value, "", hidden), tuple(hidden)
 
     def mask(self, value: object) -> Any:
         """Return the value as it may be shown; see :meth:`masked`."""
-        return self._walk(value, "", [], 0)
+        return self.masked(value)[0]
 
     def paths(self, value: object) -> list[str]:
         """Return the JSON pointers (RFC 6901) of what is hidden."""
         return list(self.masked(value)[1])
 
     def mask_text(self, text: str) -> str:
-        """Return a text without what looks like a credential in it."""
-        return self._pattern.sub(_hide, text) if len(text) > 7 else text
+        """Return a text without what looks like a credential in it, the very text when nothing does."""
+        return self._credentials.hide(text)
 
     def is_secret(self, key: str) -> bool:
         """Tell whether what is under this key is hidden."""
-        known = self._known.get(key)
-        if known is None:
-            words = _words(key)
-            known = any(words[-n:] in self._names for n in range(1, min(self._longest, len(words)) + 1))
-            if len(self._known) < 10_000:
-                self._known[key] = known
-        return known
+        words = _words(key)
+        return self._ends_in_name(words) or (bool(words) and words[-1].isdecimal() and self._ends_in_name(words[:-1]))
 
-    def _walk(self, value: Any, at: str, hidden: list[str], depth: int) -> Any:
-        if depth > DEEPEST:
-            raise InvalidEvent(f"the value is nested more than {DEEPEST} levels deep, or contains itself")
+    def _ends_in_name(self, words: tuple[str, ...]) -> bool:
+        end = ""
+        for word in reversed(words):
+            end = word + end
+            if end in self._names:
+                return True
+            if len(end) > self._longest:
+                break
+        return end.endswith(self._endings)
+
+    def _kind(self, key: object) -> int:
+        if not isinstance(key, str):
+            return _PLAIN  # no JSON; who encodes it says so
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        kind = (_SECRET if self.is_secret(key) else 0) | (_CREDENTIAL if self._credentials.occur(key) else 0)
+        if len(self._known) < KNOWN_KEYS and len(key) <= _TAIL:
+            self._known[key] = kind
+        return kind
+
+    def _may_hide(self, value: object) -> bool:
+        """Tell, at the price of one look at all texts together, whether :meth:`_show` has anything to do."""
+        texts: list[str] = []
+        known = self._known
+        stack: list[tuple[Any, int]] = [(value, 0)]
+        while stack:
+            item, depth = stack.pop()
+            if isinstance(item, dict):
+                for key in item:
+                    kind = known.get(key)
+                    if kind or (kind is None and self._kind(key)):
+                        return True
+                item = item.values()
+            elif isinstance(item, str):
+                item = (item,)
+            elif not isinstance(item, list | tuple):
+                continue
+            if depth > DEEPEST:
+                raise _too_deep()
+            for inner in item:
+                if isinstance(inner, str):
+                    texts.append(inner)
+                elif isinstance(inner, dict | list | tuple):
+                    stack.append((inner, depth + 1))
+        return bool(texts) and self._credentials.occur(texts[0] if len(texts) == 1 else "\n".join(texts))
+
+    def _show(self, value: Any, at: str, hidden: list[str], depth: int = 0) -> Any:
         if isinstance(value, str):
-            shown = self.mask_text(value)
-            if shown is not value and shown != value:
+            shown = self._credentials.hide(value)
+            if MASK in shown and hidden[-1:] != [at]:  # its key may have said so
                 hidden.append(at)
-                return shown
-            return value
+            return shown if shown != value else value
+        if depth > DEEPEST and isinstance(value, dict | list | tuple):
+            raise _too_deep()
         if isinstance(value, dict):
-            return self._object(value, at, hidden, depth)
+            return self._show_object(value, at, hidden, depth)
         if isinstance(value, list | tuple):
-            items = [self._walk(item, f"{at}/{i}", hidden, depth + 1) for i, item in enumerate(value)]
+            items = [self._show(item, f"{at}/{i}", hidden, depth + 1) for i, item in enumerate(value)]
             return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
         return value
 
-    def _object(self, value: dict[Any, Any], at: str, hidden: list[str], depth: int) -> Any:
-        changed = False
+    def _show_object(self, value: dict[Any, Any], at: str, hidden: list[str], depth: int) -> Any:
         shown: dict[Any, Any] = {}
+        changed, numbers = False, count(2)
         for key, item in value.items():
-            is_text = isinstance(key, str)
-            path = f"{at}/{key.replace('~', '~0').replace('/', '~1')}" if is_text else at
-            if is_text and self.is_secret(key) and _is_worth_hiding(item):
-                if item != MASK:
-                    changed = True
+            kind = self._kind(key)
+            name = self._covered(key, (value, shown), numbers) if kind & _CREDENTIAL else key
+            path = f"{at}/{name.replace('~', '~0').replace('/', '~1')}" if isinstance(name, str) else at
+            if kind & _CREDENTIAL and MASK in name:
                 hidden.append(path)
-                shown[key] = MASK
+            if (kind == _SECRET or (kind & _CREDENTIAL and self.is_secret(name))) and _is_worth_hiding(item):
+                shown[name] = item if item == MASK else MASK
+                hidden += [path] if hidden[-1:] != [path] else ()
             else:
-                shown[key] = self._walk(item, path, hidden, depth + 1)
-                changed = changed or shown[key] is not item
+                shown[name] = self._show(item, path, hidden, depth + 1)
+            changed = changed or name != key or shown[name] is not item
         return shown if changed else value
+
+    def _covered(self, key: str, taken: tuple[dict[Any, Any], ...], numbers: Iterator[int]) -> str:
+        """Return a key without its credential; with a number when it would be the same as another one then."""
+        name = covered = self._credentials.hide(key)
+        while name != key and any(name in names for names in taken):
+            name = f"{covered} ({next(numbers)})"
+        return name
 
 
 def _is_worth_hiding(value: object) -> bool:
-    return not (value is None or isinstance(value, bool) or value in ("", [], {}, ()))
+    if isinstance(value, str | dict | list | tuple):
+        return bool(value)
+    return value is not None and not isinstance(value, bool)
 
 
-def _hide(match: Any) -> str:
-    text: str = match.group(0)
-    for number, secret in enumerate(match.groups(), 1):
-        if secret is not None:
-            start, end = match.span(number)
-            return text[: start - match.start()] + MASK + text[end - match.start() :]
-    return text
+def _too_deep() -> InvalidEvent:
+    return InvalidEvent(f"the value is nested too deeply (more than {DEEPEST} levels), or contains itself")
 
 
 def _words(name: str) -> tuple[str, ...]:
-    return tuple(word.lower() for word in _WORDS.findall(name))
-
-
-Mask = Callable[[object], object]
+    return tuple(word.lower() for word in _WORDS.findall(name[-_TAIL:]))
