@@ -165,7 +165,7 @@ class Heard:
 
     async def roots(self, _: Any) -> types.ListRootsResult:
         self.asked.append("roots")
-        return types.ListRootsResult(roots=[types.Root(uri="file:///tmp/root", name="root")])
+        return types.ListRootsResult(roots=[types.Root(uri="file:///project", name="root")])
 
 
 def client_of(transport: Any, heard: Heard, mode: Any, **more: Any) -> Client:
