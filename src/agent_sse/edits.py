@@ -25,7 +25,7 @@ class Edit:
     fragments: bytes
 
 
-async def prepare_edit(store: Store, session_id: str, request_id: str, patch: object) -> Edit | None:
+async def prepare_edit(store: Store, session_id: str, request_id: str, patch: object, masker: Masker) -> Edit | None:
     """Check a patch against the open request; None when it is not open any more, or the patch changes nothing.
 
     Raises ApiError 422: ``not_editable``, ``masked_value``, ``invalid_parameters``, and 404, 413.
@@ -42,6 +42,12 @@ async def prepare_edit(store: Store, session_id: str, request_id: str, patch: ob
     edited = _patched(data["parameters"], patch, data.get("masked", ()))
     if events.canonical(edited) == events.canonical(data["parameters"]):
         return None
+    if events.canonical(masker.mask(edited)) != events.canonical(edited):
+        raise ApiError(
+            422,
+            "masked_value",
+            "parameters_patch: it holds what looks like a secret, and would not be shown; leave it out",
+        )
     wrong = _violation(json.loads(schema) if schema else None, edited, data.get("masked", ()))
     if wrong is not None:
         raise ApiError(422, "invalid_parameters", f"parameters_patch: {wrong}")

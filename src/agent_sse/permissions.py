@@ -84,7 +84,7 @@ class Permissions:
             more = {"scope": "session", "covers": remember, "grant_id": "g_" + secrets.token_urlsafe(12)}
         edit = None
         if patch is not None and request_id is not None:
-            edit = await edits.prepare_edit(self._store, session_id, request_id, patch)
+            edit = await edits.prepare_edit(self._store, session_id, request_id, patch, self._masker)
         fragments = [events.encode(more)[1:-1]] if more else []
         fragments += [edit.fragments] if edit is not None else []
         # A yes to something else, or for longer, is another answer.
