@@ -216,7 +216,9 @@ def guard(
     name: Annotated[str | None, typer.Option(help="The server's name in policy and events.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Believe what the server says of its tools.")] = False,
     url: Annotated[str | None, typer.Option(help="Guard the MCP server at this URL instead of a command.")] = None,
-    header: Annotated[list[str] | None, typer.Option(help="'Name: value' for the URL; $NAME is replaced.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help="'Name: value' for the URL; ${NAME} is replaced from the environment.")
+    ] = None,
     http: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Serve streamable HTTP on this port instead of stdio.")
     ] = None,

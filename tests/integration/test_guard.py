@@ -411,6 +411,8 @@ async def test_guard_reads_a_file_and_writes_one(folder: Path) -> None:
         ("docker run -i --rm mcp/fetch", "fetch"),
         ("./server", "server"),
         ("npx", "npx"),
+        ("node /srv/node_modules/@scope/server-git/dist/index.js stdio", "server-git"),
+        ("/usr/local/bin/server", "server"),
     ],
 )
 def test_guard_names_a_server_after_its_command(command: str, name: str) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent_sse.errors import ConfigurationError, RedisRefused, RedisUnavailable
 from agent_sse.keys import check_session_id
 from agent_sse.mcp.gate import Gate
+from agent_sse.mcp.guard.headers import configured
 from agent_sse.mcp.guard.run import GuardOptions, run_guard
 from agent_sse.notifier import SimpleNotifier
 from agent_sse.policy_file import PolicyFile
@@ -50,7 +50,7 @@ async def run(options: Options) -> int:
     check_session_id(options.session)
     policy = PolicyFile(options.policy) if options.policy is not None else None
     guarded = GuardOptions(
-        command=tuple(options.command), url=options.url, headers=_headers(options.headers),
+        command=tuple(options.command), url=options.url, headers=dict(configured(line, os.environ) for line in options.headers),
         http_port=options.http_port, server_name=options.name, call_timeout=options.call_timeout,
     )  # fmt: skip
     notifier = SimpleNotifier.from_env()
@@ -91,23 +91,6 @@ async def _open(notifier: SimpleNotifier, options: Options) -> None:
                 log.error("tool calls are refused until it is there: %s", error)
             told = True
             await asyncio.sleep(RETRY_SECONDS)
-
-
-def _headers(lines: Sequence[str]) -> Mapping[str, str]:
-    found = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
-            raise ConfigurationError("--header is written 'Name: value', such as 'Authorization: Bearer $TOKEN'")
-        found[name] = re.sub(r"\$\{?([A-Z_][A-Z0-9_]*)\}?", _variable, value.strip())
-    return found
-
-
-def _variable(match: re.Match[str]) -> str:
-    value = os.environ.get(match[1])
-    if value is None:
-        raise ConfigurationError(f"--header names the variable {match[1]}, which is not set")
-    return value
 
 
 def _log_to_stderr() -> None:

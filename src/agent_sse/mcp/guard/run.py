@@ -150,6 +150,9 @@ def _signals(stopped: asyncio.Event) -> Iterator[None]:
 LAUNCHERS = frozenset(
     {"npx", "bunx", "pnpx", "uvx", "pipx", "uv", "node", "deno", "bun", "python", "python3", "docker"}
 )
+# Names that say nothing of what a file or folder is for.
+SCRIPTS = frozenset({".py", ".js", ".mjs", ".cjs", ".ts"})
+ENTRIES = frozenset({"index", "main", "server", "cli", "app", "__main__", "dist", "build", "src", "lib", "out", "bin"})
 _VERBS = frozenset({"run", "dlx", "exec", "tool", "-m", "start"})
 
 
@@ -163,10 +166,14 @@ def default_name(command: Sequence[str]) -> str:
         if not rest:
             break
         words = rest
-    name = PurePath(words[0]).name if words else "server"
-    # A version (`package@1.2`, `package==1.2`) is no part of the name, nor is a script's ending.
-    name = name.split("==", 1)[0].split("@", 1)[0] or name
-    return PurePath(name).stem if PurePath(name).suffix in {".py", ".js", ".mjs", ".cjs", ".ts"} else name
+    path = PurePath(words[0] if words else "server")
+    if path.suffix in SCRIPTS:
+        path = path.with_suffix("")
+        while path.name in ENTRIES and path.parent.name:  # …/server-git/dist/index.js
+            path = path.parent
+    name = path.name
+    # A version (`package@1.2`, `package==1.2`) is no part of the name.
+    return name.split("==", 1)[0].split("@", 1)[0] or name
 
 
 def _host_of(url: str) -> str:
