@@ -49,8 +49,9 @@ async def run(options: Options) -> int:
     _log_to_stderr()
     check_session_id(options.session)
     policy = PolicyFile(options.policy) if options.policy is not None else None
+    headers = dict(configured(line, os.environ) for line in options.headers)
     guarded = GuardOptions(
-        command=tuple(options.command), url=options.url, headers=dict(configured(line, os.environ) for line in options.headers),
+        command=tuple(options.command), url=options.url, headers=headers,
         http_port=options.http_port, server_name=options.name, call_timeout=options.call_timeout,
     )  # fmt: skip
     notifier = SimpleNotifier.from_env()
