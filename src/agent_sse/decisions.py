@@ -118,6 +118,9 @@ def read_wait(reply: Sequence[Any], request_id: str) -> tuple[PermissionDecision
     if reply[0] == b"taken":
         taken = "the approval was handed to another waiter"
         return PermissionDecision(False, taken, "cancelled", None, request_id), {}
+    if reply[0] == b"lost":
+        late = "the approval was not taken in time, and its call was closed"
+        return PermissionDecision(False, late, "cancelled", "lease", request_id), {}
     if reply[0] == b"unknown":
         return PermissionDecision(False, SESSION_GONE, "cancelled", None, request_id), {}
     answer = read_answer([b"settled", *reply[1:]])

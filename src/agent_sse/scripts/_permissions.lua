@@ -10,12 +10,13 @@
 -- was answered beyond yes and no, and `k:<digest>` the request that an idempotency key belongs to; `c:<call id>` is a
 -- cancellation that the call's agent has not taken yet. In a record: n order,
 -- st pending|approved|denied|expired|cancelled, tool/call/reason/by JSON fragments, cid the plain tool call id,
--- deadline, lease and at (ms), shown (ms, 0 = never), key, digest, to (the waiter that was handed the approval), and
--- what an older release does not write: risk, gt and ga (digests of server and tool, and of these and the parameters:
+-- deadline, lease and at (ms), shown (ms, 0 = never), key, digest, to (the waiter that was handed the approval, or LOST),
+-- and what an older release does not write: risk, gt and ga (digests of server and tool, and of these and the parameters:
 -- what a grant covers), ans (digest of the whole answer).
 -- In the state hash: `shown` the open presented requests, `cleared` when the last presented one was settled (ms),
 -- `prior` which one that was.
 -- grants holds a remembered answer as JSON under its id, and its id under `t:<gt>` or `a:<ga>`.
+local LOST = 'lost' -- who an approval was handed to whose agent did not take it in time: nobody
 local GAP = 1000 -- ms between a clear and the next presentation; the guide's component needs it
 local requests, queue, due, wake = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local grants, audit = KEYS[12], KEYS[13]
@@ -129,7 +130,7 @@ local function settle(id, r, outcome, reason, by, how, more)
     redis.call('HDEL', requests, 'o:' .. id)
   elseif redis.call('HEXISTS', requests, 'o:' .. id) == 1 then
     -- An approval waits for its agent; when that never takes it, the sweep has to close the call's card.
-    redis.call('ZADD', due, integer(math.max(now, r.key ~= '' and r.deadline or r.lease)), id)
+    redis.call('ZADD', due, integer(math.max(now, r.lease, r.key ~= '' and r.deadline or 0)), id)
   end
   redis.call(publish_command, wake, id)
 end
@@ -180,6 +181,8 @@ local function sweep()
     if r and r.st == 'approved' and redis.call('HEXISTS', requests, 'o:' .. id) == 1 then
       append_orphan(id, r)
       redis.call('HDEL', requests, 'o:' .. id)
+      r.to = LOST -- the user is told that it does not run
+      save_request(id, r)
       schedule_erasure(id, r)
     elseif r and r.st ~= 'pending' then
       forget(id)

@@ -2,7 +2,8 @@
 -- KEYS    as in _permissions.lua
 -- ARGV[8] request id   ARGV[9] waiter   ARGV[10] lease, ms   ARGV[11] requests presented at a time
 -- Returns {"pending", ms after which to ask again or -1, "1" when it is presented or "0", ms until its deadline},
--- {"settled", request id, tool, call, state, reason, by, more}, {"taken"} when another waiter has the approval, or {"unknown"}.
+-- {"settled", request id, tool, call, state, reason, by, more}, {"taken"} when another waiter has the approval,
+-- {"lost"} when it was not taken in time, or {"unknown"}.
 local refused = load_state()
 if refused then return refused end
 sweep()
@@ -17,6 +18,8 @@ elseif r.st == 'pending' then
   schedule(id, r)
   local again = present_in_turn(id, r, tonumber(ARGV[11]))
   reply = { 'pending', again, r.shown > 0 and '1' or '0', math.max(0, r.deadline - now) }
+elseif r.st == 'approved' and r.to == LOST then
+  reply = { 'lost' }
 elseif r.st == 'approved' and r.to ~= '' and r.to ~= waiter then
   reply = { 'taken' }
 else
