@@ -161,7 +161,7 @@ class Agent:
         self.waiting: dict[asyncio.Task[PermissionDecision], str] = {}
 
     async def start(self) -> Agent:
-        backend = (await self.notifier._ready())[0]
+        backend = (await self.notifier._ready()).backend
         run = backend.run
 
         async def cut_off(call: Call) -> Any:
