@@ -6,6 +6,7 @@ Redis and the browser know masked parameters only; the agent has the real ones, 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -48,7 +49,8 @@ async def prepare_edit(store: Store, session_id: str, request_id: str, patch: ob
             "masked_value",
             "parameters_patch: it holds what looks like a secret, and would not be shown; leave it out",
         )
-    wrong = _violation(json.loads(schema) if schema else None, edited, data.get("masked", ()))
+    # In a thread: the schema comes from any server, and may take the better part of a second.
+    wrong = await asyncio.to_thread(_violation, json.loads(schema) if schema else None, edited, data.get("masked", ()))
     if wrong is not None:
         raise ApiError(422, "invalid_parameters", f"parameters_patch: {wrong}")
     said = {"parameters_patch": patch, "edited_parameters": edited, "edited_digest": sha256(edited)}
