@@ -24,6 +24,7 @@ class Progress:
         self._publish = publish
         self._last: Mapping[str, Any] | None = None
         self._held: Mapping[str, Any] | None = None
+        self._sent: Mapping[str, Any] | None = None
         self._next = 0.0  # when the next event may go out, on the loop's clock
         self._task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -33,8 +34,9 @@ class Progress:
         before = self._last
         if before is not None and (step == before or step["progress"] < before["progress"]):
             return False
-        self._last = self._held = step
-        return True
+        self._last = step
+        self._held = None if step == self._sent else step  # it takes back what was held in between
+        return self._held is not None
 
     async def publish_due(self) -> str | None:
         """Publish the held step now if it may go out, and return the event's id; else later, and return None."""
@@ -52,12 +54,12 @@ class Progress:
             self._task = asyncio.create_task(self._flush(), name="agent-sse progress")
 
     async def close(self) -> None:
-        """Publish what is held back. Raises as publishing does."""
+        """Publish what is held back, and wait until it is. What cannot be is logged: the call's end is said next."""
         self._closing.set()
         if self._task is not None:
-            await self._task
+            await asyncio.wait({self._task})  # cancelling who waits does not cancel the task
         if self._held is not None:
-            await self._send()
+            await self._send_quietly()
 
     async def _flush(self) -> None:
         while self._held is not None:
@@ -66,14 +68,18 @@ class Progress:
                     await self._closing.wait()
             if self._closing.is_set():
                 break
-            try:
-                await self._send()
-            except AgentSseError as error:
-                log.warning("a step of a call's progress is not published: %s", error)
+            await self._send_quietly()
         self._task = None
+
+    async def _send_quietly(self) -> None:
+        try:
+            await self._send()
+        except AgentSseError as error:
+            log.warning("a step of a call's progress is not published: %s", error)
 
     async def _send(self) -> str:
         step, self._held = self._held, None
         assert step is not None  # noqa: S101 - for mypy: who calls has looked
+        self._sent = step
         self._next = asyncio.get_running_loop().time() + INTERVAL
         return await self._publish(step)
