@@ -88,6 +88,7 @@ class ToolCall:
         self._entered = False
         self._completed = False
         self._failure: str | None = None
+        self._on_cancel_detached: Callable[[], None] | None = None
 
     async def progress(self, progress: float, *, total: float | None = None, message: str | None = None) -> str | None:
         """Publish how far the call is, in any unit; ``total`` in the same one. Returns the event's id.
@@ -192,9 +193,10 @@ class ToolCall:
             try:
                 await self._complete()
             except asyncio.CancelledError:
-                # The tool did run; what is not said yet is said before the cancellation goes on.
+                # The tool did run; what is not said yet is said before the cancellation goes on. A user's is too late.
                 await self._complete_quietly()
-                raise
+                if not self._is_cancelled_by_user_only():
+                    raise
         elif isinstance(exc, asyncio.CancelledError | ToolCallCancelled):
             said = self._cancellation
             await self._say_last("cancelled", f"cancelled by {said.by}" if said is not None else "cancelled")
@@ -202,13 +204,16 @@ class ToolCall:
         else:
             await self._say_last("failed", str(exc) or type(exc).__name__)
 
-    def detach(self) -> None:
-        """Leave the block's task without leaving the block; :meth:`attach` goes on in another."""
-        self._task = None
+    def detach(self, on_cancel: Callable[[], None] | None = None) -> None:
+        """Leave the block's task without leaving the block; :meth:`attach` goes on in another.
+
+        ``on_cancel`` is called when a user cancels the call meanwhile.
+        """
+        self._task, self._on_cancel_detached = None, on_cancel
 
     def attach(self) -> None:
         """Go on in the current task. Raises ToolCallCancelled when a user cancelled the call meanwhile."""
-        self._task = asyncio.current_task()
+        self._task, self._on_cancel_detached = asyncio.current_task(), None
         self._cancelling = self._task.cancelling() if self._task is not None else 0
         if self._cancellation is not None:
             raise ToolCallCancelled(self._cancellation.by, self._cancellation.reason)
@@ -220,6 +225,8 @@ class ToolCall:
             self._cancellation = cancellation
             if self._task is not None:
                 self._task.cancel()
+            elif self._on_cancel_detached is not None:
+                self._on_cancel_detached()
 
     def _stop_watching(self) -> None:
         if self._end_watch is not None:
@@ -227,11 +234,15 @@ class ToolCall:
             self._end_watch = None
 
     def _raise_if_cancelled_by_user(self, error: BaseException) -> None:
+        if self._is_cancelled_by_user_only() and isinstance(error, asyncio.CancelledError):
+            assert self._cancellation is not None  # noqa: S101 - for mypy
+            raise ToolCallCancelled(self._cancellation.by, self._cancellation.reason) from error
+
+    def _is_cancelled_by_user_only(self) -> bool:
         # As asyncio.timeout does: what this call has cancelled, it takes back; a cancellation from outside goes on.
         if self._cancellation is None or self._task is None:
-            return
-        if self._task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError):
-            raise ToolCallCancelled(self._cancellation.by, self._cancellation.reason) from error
+            return False
+        return self._task.uncancel() <= self._cancelling
 
     async def _complete_quietly(self) -> None:
         try:
