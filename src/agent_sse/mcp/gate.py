@@ -7,21 +7,34 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
+import os
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import anyio
+
 from agent_sse import events
 from agent_sse.decisions import PermissionDecision, sha256
-from agent_sse.errors import AgentSseError, ConfigurationError, PermissionDenied, RedisUnavailable, ToolCallCancelled
+from agent_sse.errors import (
+    AgentSseError,
+    ConfigurationError,
+    InvalidEvent,
+    PermissionDenied,
+    RedisUnavailable,
+    ToolCallCancelled,
+)
 from agent_sse.notifier import SimpleNotifier
 from agent_sse.policy import DEFAULT_POLICY, Policy, Verdict
 from agent_sse.policy_file import PolicyFile
 from agent_sse.shorten import shorten
 from agent_sse.tool_calls import CallOptions, ToolCall
+
+log = logging.getLogger("agent_sse")
 
 INLINE = 64 * 1024  # bytes of arguments that the policy judges in the event loop; a thread takes larger ones
 
@@ -39,8 +52,9 @@ class Gate:
     """Decides about and reports the calls of one server's tools in one session.
 
     ``server`` is the name that the policy's rules and the user see, and ``trusted`` whether its annotations may lower a
-    tool's risk; ``policy`` is a policy, a file that is read again when it changes, or None for the default;
-    ``timeout`` (s) is for each permission.
+    tool's risk; ``policy`` is a policy, a file (or its path) that is read again when it changes, or None for the
+    default; ``timeout`` (s) is for each permission. Raises :class:`InvalidEvent` for a server's name that no event can
+    carry, and :class:`ConfigurationError` for a file that cannot be used.
     """
 
     def __init__(
@@ -49,7 +63,7 @@ class Gate:
         session_id: str,
         *,
         server: str,
-        policy: Policy | PolicyFile | None = None,
+        policy: Policy | PolicyFile | str | os.PathLike[str] | None = None,
         trusted: bool = False,
         timeout: float = 300.0,
     ) -> None:
@@ -57,7 +71,7 @@ class Gate:
         self.session_id = session_id
         self.server = events.check_name(server, "server")
         self.timeout = timeout
-        self._policy = policy
+        self._policy = PolicyFile(policy) if isinstance(policy, str | os.PathLike) else policy
         self._trusted = trusted
 
     def call(self, tool: Tool, arguments: Mapping[str, Any] | None, *, tool_call_id: str | None = None) -> GatedCall:
@@ -112,6 +126,27 @@ class GatedCall:
         return arguments
 
     async def __aenter__(self) -> Self:
+        # In a task of its own: a cancelled scope of anyio's cancels every await in it, again and again, and what waits
+        # for the user has to take its question back.
+        entering = asyncio.create_task(self._enter(), name="agent-sse gate")
+        try:
+            await asyncio.wait({entering})
+        except asyncio.CancelledError as cancelled:
+            entering.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({entering})
+                if not entering.cancelled() and entering.exception() is None:
+                    await self.__aexit__(type(cancelled), cancelled, cancelled.__traceback__)
+            raise
+        entering.result()
+        try:
+            self.attach()
+        except ToolCallCancelled as cancelled_by_user:
+            await self.__aexit__(type(cancelled_by_user), cancelled_by_user, cancelled_by_user.__traceback__)
+            raise
+        return self
+
+    async def _enter(self) -> None:
         arguments: dict[str, Any] = json.loads(self._frozen)
         verdict = await self._gate.decide(self._tool, arguments, len(self._frozen))
         shown = self._gate.shown(arguments)
@@ -125,7 +160,6 @@ class GatedCall:
             if call.decision is not None and call.decision.edited:
                 self._frozen, self._digest = events.encode(call.parameters), sha256(call.parameters)
         self._call = call
-        return self
 
     async def _enter_recorded(self, call: ToolCall, record: Coroutine[Any, Any, None]) -> None:
         """Enter the call beside writing the audit, which is there before the tool can run."""
@@ -146,12 +180,16 @@ class GatedCall:
     ) -> None:
         call, self._call = self._call, None
         if call is not None:
-            await call.__aexit__(exc_type, exc, traceback)
+            with anyio.CancelScope(shield=True):
+                await call.__aexit__(exc_type, exc, traceback)
 
-    def detach(self) -> None:
-        """Leave the current task with the call still open; :meth:`attach` goes on in another."""
+    def detach(self, on_cancel: Callable[[], None] | None = None) -> None:
+        """Leave the current task with the call still open; :meth:`attach` goes on in another.
+
+        ``on_cancel`` is called when a user cancels the call meanwhile.
+        """
         if self._call is not None:
-            self._call.detach()
+            self._call.detach(on_cancel)
 
     def attach(self) -> None:
         """Go on in the current task. Raises ToolCallCancelled when a user cancelled the call meanwhile."""
@@ -164,14 +202,22 @@ class GatedCall:
             return
         self._call.report(
             progress, total=total if _is_number(total) else None,
-            message=message[: events.MESSAGE_LIMIT] if isinstance(message, str) else None,
+            message=_clean(message)[: events.MESSAGE_LIMIT] if isinstance(message, str) else None,
         )  # fmt: skip
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Set the outcome: a ``CallToolResult`` as JSON on the wire; ``isError`` makes the call ``failed``."""
+        """Set the outcome: a ``CallToolResult`` as JSON on the wire; ``isError`` makes the call ``failed``.
+
+        Never raises: the tool has run, whatever it returned. What no event can hold is shown as a note about it.
+        """
         if self._call is None:
             return
-        shown = self._gate.shown(result)
+        try:
+            shown = self._gate.shown(result)
+            events.encode(shown)
+        except InvalidEvent as error:
+            log.warning("the result of call %s cannot be shown: %s", self.tool_call_id, error)
+            shown = {"content": [{"type": "text", "text": f"(this result cannot be shown: {error})"}]}
         self._call.result = shown
         if result.get("isError") is True:
             self._call.fail(_text(shown) or "the tool failed without a message")
@@ -247,6 +293,10 @@ def _text(result: object) -> str:
     content = result.get("content") if isinstance(result, Mapping) else None
     parts = [part.get("text") for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
     return "\n".join(part for part in parts if isinstance(part, str))[: events.MESSAGE_LIMIT]
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # lone surrogates, which JSON cannot carry
 
 
 def _is_number(value: object) -> bool:
