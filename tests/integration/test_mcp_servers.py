@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,10 @@ from mcp import Client, MCPError
 
 import mcp_servers
 from agent_sse import SimpleNotifier
-from agent_sse.mcp.client import GuardedClient
-from agent_sse.mcp.gate import Gate
-from agent_sse.policy_file import load_policy
+from agent_sse.mcp import guard_client
 from harness import Stream, Valkey, bearer, make_settings, make_token, serve, session_name, until
 from mcp_parts import Heard, Wire, client_of, plain
-from mcp_servers import SERVERS, Row, Server
+from mcp_servers import SERVERS, Row
 from permission_time import let_time_pass
 
 # The SDK says of half of what the handshake's generation can do that the next one cannot.
@@ -38,21 +36,8 @@ LINES: list[Any] = [
 ]
 # A server that knows no HTTP has it from the guard.
 GUARD_LINES = [*LINES, ("filesystem", "http", "legacy", "2025-11-25")]
-# How a question goes through the guard does not depend on the line, so each server has one.
-ASKING_LINES = [next(line for line in LINES if line[0] == name) for name in SERVERS]
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[str]:
-    """A web site of a few pages."""
-    with mcp_servers.web_site() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def unwrapped() -> dict[Any, list[Any]]:
-    """What the servers say without agent-sse, by server, wire and mode; each is asked once."""
-    return {}
+# How a question is asked does not depend on the line: each server has the two that differ most.
+ASKING_LINES = [[line for line in LINES if line[0] == name][at] for name in SERVERS for at in (0, -1)]
 
 
 async def said(client: Client, row: Row, places: dict[str, str]) -> Any:
@@ -62,30 +47,6 @@ async def said(client: Client, row: Row, places: dict[str, str]) -> Any:
     except MCPError as error:
         return {"error": plain({"code": error.error.code, "message": error.error.message, "data": error.error.data})}
     return plain(result.model_dump(mode="json"))
-
-
-async def tour(client: Client, server: Server, places: dict[str, str], after: Any = None) -> list[Any]:
-    results = []
-    for row in server.rows:
-        results.append(await said(client, row, places))
-        if after is not None:
-            await after()
-    return results
-
-
-async def expected_of(unwrapped: dict[Any, list[Any]], line: Line, home: Path, site: str) -> list[Any]:
-    """Return what a server says to a client that nothing stands before."""
-    name, wire, mode, version = line
-    if line not in unwrapped:
-        server = SERVERS[name]
-        mcp_servers.prepare(home)
-        async with (
-            mcp_servers.transport_to(server, wire, home) as transport,
-            client_of(transport, Heard(), mode) as client,
-        ):
-            assert version == client.protocol_version
-            unwrapped[line] = await tour(client, server, {"home": str(home), "site": site})
-    return unwrapped[line]
 
 
 @asynccontextmanager
@@ -115,16 +76,90 @@ async def answering(valkey: Valkey, session: str) -> AsyncIterator[None]:
             await asyncio.gather(task, return_exceptions=True)
 
 
+class Table:
+    """The servers on a directory and a web site whose names are the same for all, since results hold them."""
+
+    def __init__(self, home: Path, site: str) -> None:
+        self.home = home
+        self.places = {"home": str(home), "site": site}
+        self._unwrapped: dict[Line, list[Any]] = {}
+
+    async def unwrapped(self, line: Line) -> list[Any]:
+        """Return what a server says to a client that nothing stands before; each is asked once."""
+        name, wire, mode, version = line
+        if line not in self._unwrapped:
+            mcp_servers.prepare(self.home)
+            async with (
+                mcp_servers.transport_to(SERVERS[name], wire, self.home) as transport,
+                client_of(transport, Heard(), mode) as client,
+            ):
+                assert version == client.protocol_version
+                self._unwrapped[line] = await self.tour(client, name)
+        return self._unwrapped[line]
+
+    async def through_client(self, valkey: Valkey, session: str, line: Line, decision: Decision) -> list[Any]:
+        """Return what a GuardedClient returns."""
+        name, wire, mode, _ = line
+        policy = self._policy(decision)
+        async with (
+            SimpleNotifier.from_url(valkey.url) as notifier,
+            mcp_servers.transport_to(SERVERS[name], wire, self.home) as transport,
+            client_of(transport, Heard(), mode) as client,
+        ):
+            guarded = guard_client(client, notifier, session_id=session, server=name, policy=policy)
+            return await self.tour(guarded, name, no_gap(valkey, session))
+
+    async def through_guard(self, valkey: Valkey, session: str, line: Line, decision: Decision) -> list[Any]:
+        """Return what comes through `agent-sse guard`."""
+        name, wire, mode, version = line
+        options = ["--session", session, "--policy", str(self._policy(decision))]
+        more = {"AGENT_SSE_REDIS_URL": valkey.url}
+        async with (
+            mcp_servers.transport_through_guard(SERVERS[name], wire, self.home, options, more) as transport,
+            client_of(transport, Heard(), mode) as client,
+        ):
+            assert version == client.protocol_version
+            return await self.tour(client, name, no_gap(valkey, session))
+
+    async def tour(self, client: Client, name: str, after: Callable[[], Awaitable[None]] | None = None) -> list[Any]:
+        results = []
+        for row in SERVERS[name].rows:
+            results.append(await said(client, row, self.places))
+            if after is not None:
+                await after()
+        return results
+
+    def _policy(self, decision: Decision) -> Path:
+        mcp_servers.prepare(self.home)
+        policy = self.home / "policy.toml"
+        # The risks are spelt out, so that destructive tools are allowed too.
+        policy.write_text(
+            f'version = 1\n[[rules]]\ntool = "*"\nrisk = ["low", "medium", "high"]\ndecision = "{decision}"\n'
+        )
+        return policy
+
+
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of the same name for all, since results name it."""
-    return tmp_path_factory.mktemp("servers") / "home"
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
+    """The table of calls."""
+    with mcp_servers.web_site() as site:
+        yield Table(tmp_path_factory.mktemp("servers") / "home", site)
 
 
-async def check(valkey: Valkey, session: str, server: Server, way: Way, decision: Decision) -> None:
+def no_gap(valkey: Valkey, session: str) -> Callable[[], Awaitable[None]]:
+    """Return what lets the second pass that has to lie between two prompts."""
+
+    async def pass_time() -> None:
+        async with valkey.client() as redis:
+            await let_time_pass(redis, session, 1000)
+
+    return pass_time
+
+
+async def check(valkey: Valkey, session: str, rows: Sequence[Row], way: Way, decision: Decision) -> None:
     """The session's Stream holds for each row of the table the events that stand there, and nothing else."""
     expected = []
-    for row in server.rows:
+    for row in rows:
         words = row.guarded if way == "guard" and row.guarded else row.events
         expected.append((row.tool, words if decision == "allow" else mcp_servers.asked(words)))
 
@@ -134,70 +169,40 @@ async def check(valkey: Valkey, session: str, server: Server, way: Way, decision
 
     # A client that gives a call up does not wait for the guard to say so.
     calls = await until(ended, what="the calls having ended")
-    actual = [(row.tool, tuple(words)) for row, words in zip(server.rows, calls.values(), strict=True)]
+    actual = [(row.tool, tuple(words)) for row, words in zip(rows, calls.values(), strict=True)]
     assert expected == actual
-
-
-async def run(valkey: Valkey, way: Way, decision: Decision, line: Line, home: Path, site: str) -> tuple[str, list[Any]]:
-    """Make the tour one way; return the session and the results."""
-    name, wire, mode, version = line
-    server, session, places = SERVERS[name], session_name(), {"home": str(home), "site": site}
-    policy = home / "policy.toml"
-    mcp_servers.prepare(home)
-    policy.write_text(f'version = 1\ndefault = "{decision}"\n[[rules]]\ntool = "*"\nrisk = ["low", "medium", "high"]\n'
-                      f'decision = "{decision}"\n')  # fmt: skip
-
-    async def no_gap() -> None:
-        """Let the second pass that has to lie between two prompts."""
-        async with valkey.client() as redis:
-            await let_time_pass(redis, session, 1000)
-
-    after = no_gap if decision == "ask" else None
-    async with answering(valkey, session), SimpleNotifier.from_url(valkey.url) as notifier:
-        if way == "client":
-            gate = Gate(notifier, session, server=name, policy=load_policy(policy))
-            async with (
-                mcp_servers.transport_to(server, wire, home) as transport,
-                client_of(transport, Heard(), mode) as client,
-            ):
-                results = await tour(GuardedClient(client, gate), server, places, after)
-        else:
-            options = ["--session", session, "--policy", str(policy)]
-            more = {"AGENT_SSE_REDIS_URL": valkey.url}
-            async with (
-                mcp_servers.transport_through_guard(server, wire, home, options, more) as transport,
-                client_of(transport, Heard(), mode) as client,
-            ):
-                assert version == client.protocol_version
-                results = await tour(client, server, places, after)
-    return session, results
-
-
-@pytest.mark.parametrize("line", LINES, ids="-".join)
-@pytest.mark.parametrize("decision", ["allow", "ask"])
-async def test_guarded_client_has_the_tables_events_and_the_clients_results(
-    valkey: Valkey, home: Path, site: str, unwrapped: dict[Any, Any], line: Line,
-    decision: Decision,
-) -> None:  # fmt: skip
-    """Every call through a GuardedClient gives what the client gives, and is shown from its beginning to its end."""
-    expected = await expected_of(unwrapped, line, home, site)
-    session, actual = await run(valkey, "client", decision, line, home, site)
-    assert expected == actual
-    await check(valkey, session, SERVERS[line[0]], "client", decision)
 
 
 @pytest.mark.parametrize(
     ("decision", "line"),
-    [*(("allow", line) for line in GUARD_LINES), *(("ask", line) for line in ASKING_LINES)],
+    [*(("allow", line) for line in LINES), *(("ask", line) for line in ASKING_LINES)],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+async def test_guarded_client_has_the_tables_events_and_the_clients_results(
+    valkey: Valkey, table: Table, decision: Decision, line: Line
+) -> None:
+    """Every call through a GuardedClient gives what the client gives, and is shown from its beginning to its end."""
+    session = session_name()
+    expected = await table.unwrapped(line)
+    async with answering(valkey, session):
+        actual = await table.through_client(valkey, session, line, decision)
+    assert expected == actual
+    await check(valkey, session, SERVERS[line[0]].rows, "client", decision)
+
+
+@pytest.mark.parametrize(
+    ("decision", "line"),
+    [*(("allow", line) for line in GUARD_LINES), *(("ask", line) for line in ASKING_LINES[::2])],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 async def test_guard_has_the_tables_events_and_the_servers_results(
-    valkey: Valkey, home: Path, site: str, unwrapped: dict[Any, Any], decision: Decision, line: Line
+    valkey: Valkey, table: Table, decision: Decision, line: Line
 ) -> None:
     """The same calls through `agent-sse guard` as a process have the same results and the same events."""
-    name, wire, *rest = line
+    session, (name, wire, *rest) = session_name(), line
     direct = line if wire == "stdio" or SERVERS[name].serve is not None else (name, "stdio", *rest)
-    expected = await expected_of(unwrapped, direct, home, site)
-    session, actual = await run(valkey, "guard", decision, line, home, site)
+    expected = await table.unwrapped(direct)
+    async with answering(valkey, session):
+        actual = await table.through_guard(valkey, session, line, decision)
     assert expected == actual
-    await check(valkey, session, SERVERS[name], "guard", decision)
+    await check(valkey, session, SERVERS[name].rows, "guard", decision)

@@ -88,12 +88,10 @@ def test_secret_at_a_cut_is_not_shown_in_half(level: int, before: int) -> None:
     assert len(secret) < OVERLAP
 
 
+utf8 = st.characters(codec="utf-8")
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8"), max_size=300),
-    lambda inner: (
-        st.lists(inner, max_size=30)
-        | st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=20), inner, max_size=30)
-    ),
+    st.none() | st.booleans() | st.integers() | st.text(utf8, max_size=300),
+    lambda inner: st.lists(inner, max_size=30) | st.dictionaries(st.text(utf8, max_size=20), inner, max_size=30),
     max_leaves=60,
 )
 

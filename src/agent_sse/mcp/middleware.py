@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.session import ServerSession
+from mcp_types import ProgressNotification, RequestId, ServerNotification
 from pydantic import BaseModel
 
-from agent_sse.errors import PermissionDenied, RedisUnavailable, ToolCallCancelled
-from agent_sse.mcp.gate import Gate, GatedCall, Tool, refusal
+from agent_sse.errors import AgentSseError, ToolCallCancelled
+from agent_sse.mcp.gate import Gate, GatedCall, refusal
 from agent_sse.mcp.rounds import Rounds
+from agent_sse.mcp.tools import Tools
 
 Context = ServerRequestContext[Any, Any]
 
-LIST_PAGES = 100
+log = logging.getLogger("agent_sse")
+
+# What belongs to one request only, and must not be repeated in another.
+_OF_ONE_REQUEST = frozenset({"progressToken", "io.modelcontextprotocol/logLevel"})
 
 
 class GateMiddleware:
@@ -25,79 +31,87 @@ class GateMiddleware:
 
     Instead of one :class:`Gate` it takes a function of the request's context, so that a server of many users keeps
     their sessions apart. Take the session from what authenticates the request: what a client sends is its own claim.
+
+    What keeps a call from running is answered with a result with ``isError``, in words for the model; see
+    :class:`~agent_sse.mcp.client.GuardedClient`.
     """
 
     def __init__(self, gate: Gate | Callable[[Context], Gate]) -> None:
         self._gate_of = (lambda _: gate) if isinstance(gate, Gate) else gate
-        self._tools: dict[str, Tool] = {}
+        self._tools = Tools()
         self._rounds = Rounds()
 
     async def __call__(self, ctx: Context, call_next: CallNext) -> HandlerResult:
         """Pass a message on; a `tools/call` goes through the gate first."""
         params = ctx.params or {}
         name, arguments = params.get("name"), params.get("arguments")
-        if ctx.method == "tools/list":
+        if ctx.method == "tools/list" and ctx.request_id is not None:
             page = await call_next(ctx)
-            self._learn(_as_json(page))
+            self._tools.learn(_as_json(page))
             return page
         # What is malformed the server itself refuses; it never comes to a tool.
         if ctx.method != "tools/call" or not isinstance(name, str) or not isinstance(arguments, Mapping | None):
             return await call_next(ctx)
-        try:
-            return await self._call(ctx, call_next, name, arguments)
-        except (PermissionDenied, ToolCallCancelled, RedisUnavailable) as refused:
-            return refusal(refused)
+        return await self._call(ctx, call_next, name, arguments)
 
     async def _call(
         self, ctx: Context, call_next: CallNext, name: str, arguments: Mapping[str, Any] | None
     ) -> HandlerResult:
-        params = dict(ctx.params or {})
-        call = self._rounds.take(name, arguments, params.get("requestState"))
-        if call is None:
-            tool = await self._tool(ctx, call_next, name)
-            call = await self._gate_of(ctx).call(tool, arguments).__aenter__()
+        gate = self._gate_of(ctx)
+        about = [gate.session_id, gate.server, name, arguments]
+        result: HandlerResult = None
+        ran = False
         try:
-            call.attach()
-            approved = call.arguments
-            if arguments is not None or approved:
-                params["arguments"] = approved
-            session: Any = _Reporting(ctx.session, call)
-            result = await call_next(replace(ctx, params=params, session=session))
-        except BaseException:
-            await call.__aexit__(*sys.exc_info())
-            raise
-        told = _as_json(result)
-        if told.get("resultType") == "input_required" and told.get("requestState") is not None:
-            self._rounds.hold(name, arguments, told["requestState"], call)
-        else:
-            call.finish(told)
-            await call.__aexit__(None, None, None)
+            call, state = self._rounds.take(about, (ctx.params or {}).get("requestState"))
+            if call is None:
+                tool = await self._tools.find(name, lambda cursor: _page(ctx, call_next, cursor))
+                call = await gate.call(tool, arguments).__aenter__()
+            async with AsyncExitStack() as stack:
+                stack.push_async_exit(call)
+                asked, ran = _approved(ctx, call, state), True
+                result = await call_next(asked)
+                told = _as_json(result)
+                if told.get("resultType") == "input_required":
+                    result = _with_state(result, self._rounds.hold(call, about, told.get("requestState")))
+                    stack.pop_all()
+                else:
+                    call.finish(told)
+        except AgentSseError as error:
+            if result is not None:
+                log.error("the end of a call of %s is not published: %s", name, error)
+            elif not ran or isinstance(error, ToolCallCancelled):
+                return refusal(error)
+            else:
+                raise
         return result
 
-    async def _tool(self, ctx: Context, call_next: CallNext, name: str) -> Tool:
-        cursor: str | None = None
-        for _ in range(LIST_PAGES):
-            if name in self._tools:
-                break
-            asked = replace(ctx, method="tools/list", params={"cursor": cursor} if cursor else None)
-            page = _as_json(await call_next(asked))
-            self._learn(page)
-            cursor = page.get("nextCursor")
-            if cursor is None:
-                break
-        return self._tools.get(name, Tool(name))
 
-    def _learn(self, page: Mapping[str, Any]) -> None:
-        for tool in page.get("tools", ()):
-            self._tools[tool["name"]] = Tool(tool["name"], tool.get("annotations"), tool.get("inputSchema"))
+def _approved(ctx: Context, call: GatedCall, state: object) -> Context:
+    """Return the request with what was approved, and with the state that the server gave."""
+    params = {key: value for key, value in (ctx.params or {}).items() if key != "requestState"}
+    if state is not None:
+        params["requestState"] = state
+    approved = call.arguments
+    if approved or params.get("arguments") is not None:
+        params["arguments"] = approved
+    session: Any = _Reporting(ctx.session, call, ctx.meta)
+    return replace(ctx, params=params, session=session)
+
+
+async def _page(ctx: Context, call_next: CallNext, cursor: str | None) -> dict[str, Any]:
+    """Ask the server for its tools, as this request's client could."""
+    meta = {key: value for key, value in ((ctx.params or {}).get("_meta") or {}).items() if key not in _OF_ONE_REQUEST}
+    params = {**({"_meta": meta} if meta else {}), **({"cursor": cursor} if cursor is not None else {})}
+    return _as_json(await call_next(replace(ctx, method="tools/list", params=params or None)))
 
 
 class _Reporting:
     """A request's session that also tells the gate of progress, whether or not the client wants to hear of it."""
 
-    def __init__(self, session: ServerSession, call: GatedCall) -> None:
+    def __init__(self, session: ServerSession, call: GatedCall, meta: Mapping[str, Any] | None) -> None:
         self._session = session
         self._call = call
+        self._token = (meta or {}).get("progress_token")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
@@ -105,6 +119,31 @@ class _Reporting:
     async def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         self._call.progress(progress, total, message)
         await self._session.report_progress(progress, total, message)
+
+    async def send_notification(
+        self, notification: ServerNotification, related_request_id: RequestId | None = None
+    ) -> None:
+        if isinstance(notification, ProgressNotification) and notification.params.progress_token == self._token:
+            self._call.progress(notification.params.progress, notification.params.total, notification.params.message)
+        await self._session.send_notification(notification, related_request_id)
+
+    async def send_progress_notification(
+        self,
+        progress_token: str | int,
+        progress: float,
+        total: float | None = None,
+        message: str | None = None,
+        related_request_id: str | None = None,
+    ) -> None:
+        if progress_token == self._token:
+            self._call.progress(progress, total, message)
+        await self._session.send_progress_notification(progress_token, progress, total, message, related_request_id)
+
+
+def _with_state(result: HandlerResult, state: str) -> HandlerResult:
+    if isinstance(result, BaseModel):
+        return result.model_copy(update={"request_state": state})
+    return {**(result or {}), "requestState": state}
 
 
 def _as_json(result: HandlerResult) -> dict[str, Any]:
