@@ -8,6 +8,8 @@ SERVERS := tests/servers/node_modules/.package-lock.json
 PYTHON ?= python3 python3.13 python3.12 python3.11
 # `make test PYTEST_ARGS="-k cursor"`, `make serve ARGS="--port 9000"`
 PYTEST_ARGS ?=
+# Processes that run tests, a file each at a time: most of a test's time is waiting for others.
+WORKERS ?= 3
 ARGS ?=
 # `make lock UPGRADE=--upgrade` takes new versions; without it only what pyproject.toml asks for changes.
 UPGRADE ?=
@@ -55,7 +57,7 @@ serve: setup ## run the service with the settings from the environment and .env
 	@$(BIN)/agent-sse serve $(ARGS)
 
 test: setup lint $(SERVERS) ## check style and types, then run all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(PYTEST_ARGS)
 
 # Real MCP servers from npm for the tests; nothing of them is needed to run the service or the guard. --no-save, or npm
 # of another version would write the lock anew; --ignore-scripts, since none of them has to build anything.

@@ -16,9 +16,11 @@ from agent_sse.store import Store
 SCRIPTS = [
     scripts.PUBLISH, scripts.REPLAY, scripts.OPEN, scripts.CLOSE, scripts.REQUEST, scripts.WAIT, scripts.DECIDE,
     scripts.SNAPSHOT, scripts.TICK, scripts.HEALTH, scripts.REVOKE, scripts.CANCEL, scripts.CANCELLED,
+    scripts.PUBLISH_ONCE,
 ]  # fmt: skip
 OF_SESSION = ("events", "state", "channel", "calls", "publishers", "closed")
 OF_PERMISSIONS = ("requests", "queue", "due", "wake", "streams", "grants", "audit")
+KEYED = {scripts.CLOSE, scripts.PUBLISH_ONCE}
 SHORT = {scripts.PUBLISH, scripts.REPLAY, scripts.OPEN}
 
 
@@ -31,7 +33,8 @@ def test_call_is_the_same_as_one_packed_as_a_whole(script: Script, session: str,
     """Whatever the session's id and the arguments, NULs among them: its keys, the bounds, then the arguments."""
     settings = RedisSettings(key_prefix="p.q", retention_events=7)
     store = Store(Backend("redis://localhost:1"), settings)
-    keys = [f"p.q:{{{session}}}:{name}" for name in OF_SESSION + (() if script in SHORT else OF_PERMISSIONS)]
+    names = OF_SESSION + (() if script in SHORT else OF_PERMISSIONS) + (("once",) if script in KEYED else ())
+    keys = [f"p.q:{{{session}}}:{name}" for name in names]
     retention, life = int(settings.retention_seconds * 1000), int(settings.session_ttl * 1000)
     bounds = [retention, 7, settings.retention_bytes, life, "PUBLISH"]
     if script not in SHORT:
