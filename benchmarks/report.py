@@ -134,6 +134,19 @@ def sections(sizes: Sizes) -> dict[str, tuple[str, list[Row]]]:
                 Row("receive", "pubsub_burst_us", "  in bursts of 50"),
             ],
         ),
+        "guard": (
+            "an MCP tool call that is allowed, through `agent-sse guard`, one at a time",
+            [
+                Row("guard", "direct_p50_ms", "without it, p50, ms", 2),
+                Row("guard", "stdio_p50_ms", "host on standard input and output, p50, ms", 2),
+                Row("guard", "stdio_p95_ms", "  p95, ms", 2),
+                Row("guard", "stdio_added_ms", "  added to the median, ms", 2),
+                Row("guard", "stdio_cpu_us", "  the guard's CPU per call, µs", 0),
+                Row("guard", "http_p50_ms", "host over HTTP, p50, ms", 2),
+                Row("guard", "http_p95_ms", "  p95, ms", 2),
+                Row("guard", "http_added_ms", "  added to the median, HTTP included, ms", 2),
+            ],
+        ),
         "growth": (
             f"growth at {sizes.growth_rate:,.0f} events/s",
             [
@@ -252,6 +265,8 @@ def goals(found: Medians, sizes: Sizes) -> list[Goal]:
         Goal("receiving a message, µs over the bare parse", 6.0, True, ours("receive", "over_bare_single_us")),
         Goal("acknowledged events per second, 64 tasks", 15_000.0, False, ours("publish", "per_s")),
         Goal("a lone publish ÷ bare evalsha", 1.3, True, ours("publish", "lone_ratio")),
+        Goal("guard: added to an allowed call's median, ms", 3.0, True, ours("guard", "stdio_added_ms")),
+        Goal("  host over HTTP, HTTP included (no goal)", None, True, ours("guard", "http_added_ms")),
     ]  # fmt: skip
 
 

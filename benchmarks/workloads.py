@@ -11,6 +11,7 @@ from pathlib import Path
 
 import uvloop
 
+from benchmarks.guard import added_by_guard
 from benchmarks.history import History
 from benchmarks.load import Load
 from benchmarks.peers import PEERS, Peer
@@ -43,6 +44,7 @@ class Sizes:
     publish_seconds: float = 3.0
     publish_lone: int = 2000
     receive_messages: int = 10_000
+    guard_calls: int = 1000
     growth: tuple[int, ...] = (100, 1000, 10_000)
     growth_rate: float = 4000.0
     growth_seconds: float = 12.0  # a tick's least interval: what is left out of a stream's share of them is little
@@ -53,7 +55,7 @@ SMOKE = Sizes(
     fanout_clients=10, fanout_rate=100.0, fanout_seconds=0.2, sessions=20, sessions_rate=400.0, sessions_seconds=0.2,
     light_seconds=0.2, idle_streams=20, idle_light=20, idle_heartbeat=0.3, storm_clients=20, storm_others=20,
     storm_light=20, storm_width=10, publish_tasks=4, publish_seconds=0.2, publish_lone=50, receive_messages=500,
-    growth=(5, 20), growth_rate=400.0, growth_seconds=0.1, rest=0.0,
+    growth=(5, 20), growth_rate=400.0, growth_seconds=0.1, guard_calls=20, rest=0.0,
 )  # fmt: skip
 
 
@@ -236,6 +238,11 @@ def receive(lab: Lab, peer: Peer) -> Figures:
     return figures
 
 
+def guard(lab: Lab, peer: Peer) -> Figures:
+    """What the guard adds to a tool call that its policy allows."""
+    return added_by_guard(lab.folder, lab.sizes.guard_calls)
+
+
 def growth(lab: Lab, peer: Peer) -> Figures:
     """The same rate of events over more and more sessions with one stream each."""
     sizes = lab.sizes
@@ -290,5 +297,6 @@ WORKLOADS = {
     "storm": Workload(storm, SERVICES, few=OTHERS),
     "publish": Workload(publish, OURS),
     "receive": Workload(receive, OURS),
+    "guard": Workload(guard, OURS),
     "growth": Workload(growth, OURS | {"nchan-redis", "floor-redis"}, few=OTHERS),
 }

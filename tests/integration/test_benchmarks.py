@@ -36,6 +36,8 @@ OURS = {
         for figure in ("per_s", "cpu_us", "lone_us", "evalsha_us", "lone_ratio")
     },
     "receive": {f"{way}_{pace}_us" for way in ("bare", "ours", "over_bare", "pubsub") for pace in ("single", "burst")},
+    "guard": {"stdio_added_ms", "http_added_ms", "calls"}
+    | {f"{way}_{name}" for way in ("direct", "stdio", "http") for name in ("p50_ms", "p95_ms", "cpu_us", "lost")},
     "growth": {
         f"{figure}_{size}"
         for figure in ("cpu_us", "redis_cpu_us", "p50_ms", "p99_ms", "kib", "lost")

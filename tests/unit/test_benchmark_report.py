@@ -37,6 +37,7 @@ FOUND = {
     },
     "publish": {"agent-sse": {"per_s": 16_000.0, "lone_ratio": 1.4}},
     "receive": {"agent-sse": {"over_bare_single_us": 5.0}},
+    "guard": {"agent-sse": {"stdio_added_ms": 3.5, "http_added_ms": 4.5}},
     "growth": {
         "agent-sse": {
             "cpu_us_100": 20.0, "cpu_us_1000": 30.0, "cpu_us_10000": 21.0,
@@ -76,6 +77,8 @@ REACHED = [
     ("receiving a message, µs over the bare parse", 5.0, True),
     ("acknowledged events per second, 64 tasks", 16_000.0, True),
     ("a lone publish ÷ bare evalsha", 1.4, False),
+    ("guard: added to an allowed call's median, ms", 3.5, False),
+    ("  host over HTTP, HTTP included (no goal)", 4.5, None),
 ]
 
 
