@@ -6,6 +6,7 @@ the package makes, with the SDK's transport. `python mcp_servers.py git HOME POR
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.server
 import os
@@ -19,7 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 import mcp_parts
+from harness import Served, Stream, Valkey, bearer, make_settings, make_token, serve, until
 from mcp_parts import Wire
 
 FILESYSTEM = mcp_parts.SERVERS / "node_modules/@modelcontextprotocol/server-filesystem/dist/index.js"
@@ -284,6 +288,111 @@ async def url_of(server: Server, home: Path) -> AsyncIterator[str]:
     more = {**environment(), "PORT": str(port)}
     async with mcp_parts.process(server.serve(home, port), ready=ready, environment=more):
         yield f"http://127.0.0.1:{port}/mcp"
+
+
+# -- the user ---------------------------------------------------------------------------------------------------------
+
+
+class Browser:
+    """A user of one session, with a browser's means: the stream and the endpoints of a service."""
+
+    def __init__(self, valkey: Valkey, session: str, served: Served, http: httpx.AsyncClient, stream: Stream) -> None:
+        self.valkey = valkey
+        self.session = session
+        self._served = served
+        self._http = http
+        self._stream = stream
+        self._seen: set[str] = set()
+
+    async def asked(self) -> dict[str, Any]:
+        """Wait for a permission request and return its data; heartbeats show an open one again."""
+        while True:
+            data: dict[str, Any] = (await self._stream.next("permission_request", deadline=600)).json["data"]
+            if data["request_id"] not in self._seen:
+                self._seen.add(data["request_id"])
+                return data
+
+    async def status(self, wanted: str) -> dict[str, Any]:
+        """Wait for a status of any call and return the event's data."""
+        while (data := (await self._stream.next("tool_status")).json["data"])["status"] != wanted:
+            pass
+        return dict(data)
+
+    async def heartbeat(self) -> None:
+        """Wait for a heartbeat: a second in which nothing else happened."""
+        await self._stream.next("heartbeat")
+
+    async def answer(self, request: dict[str, Any], *, approved: bool = True, reason: str = "so", **more: Any) -> None:
+        """Answer a request."""
+        body = {"approved": approved, "reason": reason, "request_id": request["request_id"], **more}
+        await self._post("permission-response", body)
+
+    async def answers(self, **more: Any) -> dict[str, Any]:
+        """Wait for a request, answer it and return it."""
+        request = await self.asked()
+        await self.answer(request, **more)
+        return request
+
+    async def cancel(self, tool_call_id: str, reason: str = "enough") -> None:
+        """Cancel a call."""
+        await self._post("cancel", {"tool_call_id": tool_call_id, "reason": reason})
+
+    async def _post(self, what: str, body: dict[str, Any]) -> None:
+        url = f"{self._served.api}/{what}/{self.session}"
+        response = await self._http.post(url, json=body, headers=bearer(make_token(self.session)))
+        assert response.json()["success"], response.text
+
+    async def audit(self) -> list[dict[str, Any]]:
+        """Return who decided what, the oldest first."""
+        url = f"{self._served.api}/audit/{self.session}"
+        response = await self._http.get(url, headers=bearer(make_token(self.session)))
+        return list(response.json()["data"]["entries"])
+
+    async def data(self, kind: str) -> list[dict[str, Any]]:
+        """Return the data of the session's events of one kind."""
+        return [event["data"] for _, event in await self.valkey.entries(self.session) if event["type"] == kind]
+
+    async def words(self) -> list[tuple[str, ...]]:
+        """Return what the Stream says of each call, in the order of their beginnings."""
+        calls = words_of([event for _, event in await self.valkey.entries(self.session)])
+        return [tuple(words) for words in calls.values()]
+
+    async def ended(self, count: int = 1) -> list[tuple[str, ...]]:
+        """Wait until so many calls have their result, and return what the Stream says of each call."""
+
+        async def all_have() -> list[tuple[str, ...]] | None:
+            calls = await self.words()
+            return calls if sum(words[-1].startswith("result") for words in calls) >= count else None
+
+        return list(await until(all_have, what="the calls having ended"))
+
+
+@asynccontextmanager
+async def browsing(valkey: Valkey, session: str, **settings: Any) -> AsyncIterator[Browser]:
+    """Yield a user who looks at a session."""
+    async with (
+        serve(make_settings(valkey.url, **settings)) as served, httpx.AsyncClient(trust_env=False) as http,
+        Stream(served.events(session, make_token(session))) as stream,
+    ):  # fmt: skip
+        yield Browser(valkey, session, served, http, stream)
+
+
+@asynccontextmanager
+async def approving(valkey: Valkey, session: str) -> AsyncIterator[None]:
+    """Let a user approve whatever is asked in a session."""
+    async with browsing(valkey, session) as user:
+
+        async def approve() -> None:
+            while True:
+                await user.answers()
+
+        task = asyncio.create_task(approve())
+        try:
+            yield
+            assert not task.done(), task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 # -- what became of the calls -----------------------------------------------------------------------------------------

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 import pytest
 from mcp import Client, MCPError
 
 import mcp_servers
 from agent_sse import SimpleNotifier
 from agent_sse.mcp import guard_client
-from harness import Stream, Valkey, bearer, make_settings, make_token, serve, session_name, until
+from harness import Valkey, session_name, until
 from mcp_parts import Heard, Wire, client_of, plain
 from mcp_servers import SERVERS, Row
 from permission_time import let_time_pass
@@ -47,33 +44,6 @@ async def said(client: Client, row: Row, places: dict[str, str]) -> Any:
     except MCPError as error:
         return {"error": plain({"code": error.error.code, "message": error.error.message, "data": error.error.data})}
     return plain(result.model_dump(mode="json"))
-
-
-@asynccontextmanager
-async def answering(valkey: Valkey, session: str) -> AsyncIterator[None]:
-    """Be a user who approves whatever is asked, with a browser's means: the stream and the answer's endpoint."""
-    token = make_token(session)
-    async with (
-        serve(make_settings(valkey.url)) as served, httpx.AsyncClient(trust_env=False) as http,
-        Stream(served.events(session, token)) as stream,
-    ):  # fmt: skip
-
-        async def answer() -> None:
-            while True:
-                request = (await stream.next("permission_request", deadline=600)).json["data"]
-                said = {"approved": True, "reason": "so", "request_id": request["request_id"]}
-                url = f"{served.api}/permission-response/{session}"
-                response = await http.post(url, json=said, headers=bearer(token))
-                # Heartbeats show an open request again.
-                assert response.json()["success"], response.text
-
-        task = asyncio.create_task(answer())
-        try:
-            yield
-            assert not task.done(), task.result()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 class Table:
@@ -184,7 +154,7 @@ async def test_guarded_client_has_the_tables_events_and_the_clients_results(
     """Every call through a GuardedClient gives what the client gives, and is shown from its beginning to its end."""
     session = session_name()
     expected = await table.unwrapped(line)
-    async with answering(valkey, session):
+    async with mcp_servers.approving(valkey, session):
         actual = await table.through_client(valkey, session, line, decision)
     assert expected == actual
     await check(valkey, session, SERVERS[line[0]].rows, "client", decision)
@@ -202,7 +172,7 @@ async def test_guard_has_the_tables_events_and_the_servers_results(
     session, (name, wire, *rest) = session_name(), line
     direct = line if wire == "stdio" or SERVERS[name].serve is not None else (name, "stdio", *rest)
     expected = await table.unwrapped(direct)
-    async with answering(valkey, session):
+    async with mcp_servers.approving(valkey, session):
         actual = await table.through_guard(valkey, session, line, decision)
     assert expected == actual
     await check(valkey, session, SERVERS[name].rows, "guard", decision)
