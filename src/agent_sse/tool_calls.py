@@ -86,7 +86,6 @@ class ToolCall:
         self._end_watch: Callable[[], None] | None = None
         self._begun = False
         self._entered = False
-        self._completed = False
         self._failure: str | None = None
         self._on_cancel_detached: Callable[[], None] | None = None
 
@@ -190,11 +189,12 @@ class ToolCall:
         self._entered = False
         self._stop_watching()
         if exc is None:
+            ending = asyncio.create_task(self._complete(), name="agent-sse end of a call")
             try:
-                await self._complete()
+                await asyncio.shield(ending)
             except asyncio.CancelledError:
-                # The tool did run; what is not said yet is said before the cancellation goes on. A user's is too late.
-                await self._complete_quietly()
+                # The tool did run: that is said, once, before the cancellation goes on. A user's comes too late.
+                await self._wait_quietly(ending)
                 if not self._is_cancelled_by_user_only():
                     raise
         elif isinstance(exc, asyncio.CancelledError | ToolCallCancelled):
@@ -244,20 +244,19 @@ class ToolCall:
             return False
         return self._task.uncancel() <= self._cancelling
 
-    async def _complete_quietly(self) -> None:
+    async def _wait_quietly(self, ending: asyncio.Task[None]) -> None:
         try:
             async with asyncio.timeout(LAST_WORDS):
-                await self._complete()
+                await ending
         except (AgentSseError, TimeoutError) as failure:
-            log.warning(
-                "session %s: the end of call %s is not published: %s", self.session_id, self.tool_call_id, failure
-            )
+            self._warn(failure)
+
+    def _warn(self, failure: Exception) -> None:
+        log.warning("session %s: the end of call %s is not published: %s", self.session_id, self.tool_call_id, failure)
 
     async def _complete(self) -> None:
         await self._progress.close()
-        if not self._completed:
-            await self._status("completed" if self._failure is None else "failed")
-            self._completed = True
+        await self._status("completed" if self._failure is None else "failed")
         try:
             await self._result(self.result, success=self._failure is None, error=self._failure)
         except InvalidEvent as error:
@@ -279,9 +278,7 @@ class ToolCall:
                 await self._status(status)
                 await self._result(None, success=False, error=error[: events.MESSAGE_LIMIT])
         except (AgentSseError, TimeoutError) as failure:
-            log.warning(
-                "session %s: the end of call %s is not published: %s", self.session_id, self.tool_call_id, failure
-            )
+            self._warn(failure)
 
     async def _status(self, status: str, *, progress: Mapping[str, Any] | None = None) -> str:
         return await self._notifier.tool_status(
