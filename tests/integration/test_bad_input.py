@@ -34,7 +34,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 SESSION = "s1"
 BODY_LIMIT = 10_000
 ANSWER = f"{PREFIX}/permission-response/{SESSION}"
-ENDPOINTS = [("GET", "events"), ("POST", "permission-response"), ("GET", "health"), ("POST", "ticket")]
+ENDPOINTS = [
+    ("GET", "events"), ("POST", "permission-response"), ("GET", "health"), ("POST", "ticket"), ("POST", "cancel"),
+    ("GET", "audit"), ("POST", "publish"), ("POST", "permission-request"),
+]  # fmt: skip
 
 
 class Place(NamedTuple):
@@ -196,6 +199,20 @@ BODIES: list[tuple[str, bytes, int]] = [
     ("request_id of 129", b'{"approved": true, "request_id": "' + b"x" * 129 + b'"}', 422),
     ("request_id with a lone surrogate", b'{"approved": true, "request_id": "\\udfff"}', 422),
     ("another field", b'{"approved": true, "remember": true}', 422),
+    ("scope null", b'{"approved": true, "scope": null}', 422),
+    ("scope unknown", b'{"approved": true, "scope": "forever"}', 422),
+    ("covers without scope", b'{"approved": true, "covers": "tool"}', 422),
+    ("covers unknown", b'{"approved": true, "scope": "session", "covers": "all"}', 422),
+    ("patch list", b'{"approved": true, "request_id": "x", "parameters_patch": []}', 422),
+    ("patch without id", b'{"approved": true, "parameters_patch": {}}', 422),
+    ("patch of a denial", b'{"approved": false, "request_id": "x", "parameters_patch": {}}', 422),
+    (
+        "patch for the session",
+        b'{"approved": true, "request_id": "x", "scope": "session", "parameters_patch": {}}',
+        422,
+    ),
+    ("patch 900 deep", b'{"approved": true, "parameters_patch": ' + b"[" * 900 + b"]" * 900 + b"}", 422),
+    ("patch with a lone surrogate", b'{"approved": true, "parameters_patch": {"\\ud800": 1}}', 422),
     ("field with a lone surrogate", b'{"approved": true, "\\ud800": 1}', 422),
     ("field with a line break", b'{"approved": true, "a\\r\\nSet-Cookie: b": 1}', 422),
     ("field of 5,000", b'{"approved": true, "' + b"x" * 5000 + b'": 1}', 422),
@@ -217,7 +234,9 @@ async def test_bad_body_is_refused(place: Place, body: bytes, status: int) -> No
     assert before == await stored(place.valkey)
 
 
-@pytest.mark.parametrize("field", ["approved", "reason", "request_id", "remember"])
+@pytest.mark.parametrize(
+    "field", ["approved", "reason", "request_id", "remember", "scope", "covers", "parameters_patch"]
+)
 async def test_wrong_field_is_named(place: Place, field: str) -> None:
     """A 422 says which field is wrong."""
     body = {"approved": True, field: ["wrong"]}
@@ -246,7 +265,14 @@ JSON_VALUES = st.recursive(
 )
 NEARLY = st.fixed_dictionaries(
     {"approved": st.booleans() | JSON_VALUES},
-    optional={"reason": st.text() | JSON_VALUES, "request_id": st.text() | JSON_VALUES, "x": JSON_VALUES},
+    optional={
+        "reason": st.text() | JSON_VALUES,
+        "request_id": st.text() | JSON_VALUES,
+        "x": JSON_VALUES,
+        "scope": st.sampled_from(["once", "session"]) | JSON_VALUES,
+        "covers": JSON_VALUES,
+        "parameters_patch": st.dictionaries(st.text(), JSON_VALUES) | JSON_VALUES,
+    },  # fmt: skip
 )
 
 

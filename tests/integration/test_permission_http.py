@@ -189,7 +189,7 @@ async def test_request_event_has_every_field_and_expires_on_redis_clock(room: Ro
     assert {
         "tool_name": "file_edit", "parameters": {"file": "example.py"}, "risk_level": "critical", "status": "pending",
         "request_id": data["request_id"], "tool_call_id": "c7", "message": "May I?", "timestamp": data["timestamp"],
-        "expires_at": data["expires_at"],
+        "expires_at": data["expires_at"], "editable": False, "scopes": ["once"],
     } == data  # fmt: skip
     assert round((expires - asked) * 1000) == 123_456
     assert before[0] * 1000 + before[1] // 1000 <= round(asked * 1000) <= after[0] * 1000 + after[1] // 1000
@@ -350,7 +350,7 @@ async def test_internal_fields_are_no_request_ids(room: Room) -> None:
     request_id = (await room.presented()).json["data"]["request_id"]
     async with room.valkey.client() as client:
         fields = [field.decode() for field in await client.hkeys(f"agent_sse:{{{room.session}}}:requests")]
-    assert 3 == len(fields)
+    assert 4 == len(fields)
     for field in fields:
         if field != request_id:
             code, body = await room.answer(True, field)
