@@ -6,6 +6,7 @@ The record waits in Redis, so a lost message costs seconds; one that no agent ta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -70,8 +71,8 @@ class Cancels:
                 self._store.keyspace.session(session_id).wake, self, session_id
             )
             self._wakes.add(session.channel, session)
-        else:
-            self.look(session_id)  # it is subscribed: nobody else says that there is a new call to look for
+            self._work.set()  # from now on there is something to read again
+        # Nobody can cancel the call yet: users hear of it later. So there is nothing to look for at once.
         session.calls[tool_call_id] = on_cancel
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="agent-sse cancellations")
@@ -79,9 +80,6 @@ class Cancels:
         def end() -> None:
             if session.calls.get(tool_call_id) is on_cancel:
                 del session.calls[tool_call_id]
-            if not session.calls and self._sessions.get(session_id) is session:
-                del self._sessions[session_id]
-                self._wakes.remove(session.channel, session)
 
         return end
 
@@ -91,19 +89,30 @@ class Cancels:
         self._work.set()
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        again = loop.time()  # by the clock: other work must not put it off
         while True:
-            try:
-                async with asyncio.timeout(REREAD_INTERVAL if self._sessions else None):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(again if self._sessions else None):
                     await self._work.wait()
-            except TimeoutError:
-                self._due.update(self._sessions)
             self._work.clear()
+            if loop.time() >= again:
+                again = loop.time() + REREAD_INTERVAL
+                self._leave_idle()
+                self._due.update(self._sessions)
             due, self._due = self._due, set()
             await asyncio.gather(*(self._take(session_id) for session_id in due))
 
+    def _leave_idle(self) -> None:
+        """Listen no more to sessions without a call; at once would be a subscription for each of an agent's calls."""
+        for session_id, session in list(self._sessions.items()):
+            if not session.calls:
+                del self._sessions[session_id]
+                self._wakes.remove(session.channel, session)
+
     async def _take(self, session_id: str) -> None:
         session = self._sessions.get(session_id)
-        if session is None:
+        if session is None or not session.calls:
             return
         names = list(session.calls)
         try:
