@@ -479,7 +479,7 @@ WRONG_IDS = [
 
 @pytest.mark.parametrize(("method", "name"), ENDPOINTS)
 async def test_bad_session_id_is_refused(place: Place, method: str, name: str) -> None:
-    """Whatever is no session id, percent-encoded as it has to be, is 422; where a slash makes another path 404 or 405."""
+    """Whatever is no session id, percent-encoded as it has to be, is 422; with a slash it is another path."""
     before = await stored(place.valkey)
     headers = bearer(make_token(SESSION))
     wrong = [value for value in WRONG_IDS if SESSION_ID.fullmatch(value.decode("latin-1")) is None]
