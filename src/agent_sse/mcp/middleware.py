@@ -11,6 +11,7 @@ from typing import Any
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.session import ServerSession
 from mcp_types import ProgressNotification, RequestId, ServerNotification
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel
 
 from agent_sse.errors import AgentSseError, ToolCallCancelled
@@ -80,10 +81,16 @@ class GateMiddleware:
             if result is not None:
                 log.error("the end of a call of %s is not published: %s", name, error)
             elif not ran or isinstance(error, ToolCallCancelled):
-                return refusal(error)
+                return _refusal(ctx, error)
             else:
                 raise
         return result
+
+
+def _refusal(ctx: Context, error: AgentSseError) -> dict[str, Any]:
+    # The SDK adds nothing to what a middleware answers by itself.
+    envelope = {"resultType": "complete"} if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS else {}
+    return {**refusal(error), **envelope}
 
 
 def _approved(ctx: Context, call: GatedCall, state: object) -> Context:
