@@ -25,6 +25,7 @@ import httpx
 import mcp_parts
 from harness import Served, Stream, Valkey, bearer, make_settings, make_token, serve, until
 from mcp_parts import Wire
+from permission_time import let_time_pass
 
 FILESYSTEM = mcp_parts.SERVERS / "node_modules/@modelcontextprotocol/server-filesystem/dist/index.js"
 
@@ -393,6 +394,12 @@ async def approving(valkey: Valkey, session: str) -> AsyncIterator[None]:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+async def no_gap(valkey: Valkey, session: str) -> None:
+    """Let the second pass that has to lie between two prompts."""
+    async with valkey.client() as redis:
+        await let_time_pass(redis, session, 1000)
 
 
 # -- what became of the calls -----------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from agent_sse.mcp import guard_client
 from harness import Valkey, session_name, until
 from mcp_parts import Heard, Wire, client_of, plain
 from mcp_servers import SERVERS, Row
-from permission_time import let_time_pass
 
 # The SDK says of half of what the handshake's generation can do that the next one cannot.
 pytestmark = pytest.mark.filterwarnings("ignore::mcp.MCPDeprecationWarning")
@@ -77,7 +76,7 @@ class Table:
             client_of(transport, Heard(), mode) as client,
         ):
             guarded = guard_client(client, notifier, session_id=session, server=name, policy=policy)
-            return await self.tour(guarded, name, no_gap(valkey, session))
+            return await self.tour(guarded, name, lambda: mcp_servers.no_gap(valkey, session))
 
     async def through_guard(self, valkey: Valkey, session: str, line: Line, decision: Decision) -> list[Any]:
         """Return what comes through `agent-sse guard`."""
@@ -89,7 +88,7 @@ class Table:
             client_of(transport, Heard(), mode) as client,
         ):
             assert version == client.protocol_version
-            return await self.tour(client, name, no_gap(valkey, session))
+            return await self.tour(client, name, lambda: mcp_servers.no_gap(valkey, session))
 
     async def tour(self, client: Client, name: str, after: Callable[[], Awaitable[None]] | None = None) -> list[Any]:
         results = []
@@ -114,16 +113,6 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
     """The table of calls."""
     with mcp_servers.web_site() as site:
         yield Table(tmp_path_factory.mktemp("servers") / "home", site)
-
-
-def no_gap(valkey: Valkey, session: str) -> Callable[[], Awaitable[None]]:
-    """Return what lets the second pass that has to lie between two prompts."""
-
-    async def pass_time() -> None:
-        async with valkey.client() as redis:
-            await let_time_pass(redis, session, 1000)
-
-    return pass_time
 
 
 async def check(valkey: Valkey, session: str, rows: Sequence[Row], way: Way, decision: Decision) -> None:
