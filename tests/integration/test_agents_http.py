@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI, Request
 
+from agent_sse import create_router
 from agent_sse.app import create_app
 from agent_sse.auth import Principal
 from harness import DEADLINE, PREFIX, ServiceProcess, Stream, Valkey, bearer, make_settings, make_token, serve, until
@@ -690,6 +692,40 @@ async def test_owner_and_authorize_may_publish(valkey: Valkey) -> None:
             token = make_token(sub=subject, scope=PUBLISH)
             reply = await http.post(f"{served.api}/publish/s1", json=STATUS, headers=bearer(token))
             assert status == reply.status_code, subject
+
+
+async def test_agents_are_served_under_a_hosts_middleware(valkey: Valkey) -> None:
+    """In another application, behind its middleware, asking and leaving are the same, and errors are JSON."""
+    host = FastAPI()
+    router = create_router(make_settings(valkey.url))
+    host.include_router(router, prefix="/host")
+
+    @host.middleware("http")
+    async def pass_on(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    async with (
+        serve(app=host, direct=False) as served,
+        httpx.AsyncClient(timeout=DEADLINE, base_url=f"{served.url}/host{PREFIX}") as http,
+    ):
+        headers = bearer(make_token("s1", scope=PUBLISH))
+        assert 201 == (await http.post("/publish/s1", json=STATUS, headers=headers)).status_code
+        reply = await http.post("/publish/s1", json={"type": "heartbeat"}, headers=headers)
+        refused("reserved_type", 422, (reply.status_code, reply.json()))
+        asking = asyncio.create_task(http.post("/permission-request/s1?wait=60", json=QUESTION, headers=headers))
+
+        async def listeners() -> int:
+            async with valkey.client() as client:
+                return int((await client.pubsub_numsub("agent_sse:{s1}:wake"))[0][1])
+
+        await until(listeners, what="the agent waits")
+        asking.cancel()  # and its connection is closed
+        await asyncio.gather(asking, return_exceptions=True)
+
+        async def nobody() -> bool:
+            return await listeners() == 0
+
+        await until(nobody, what="the end of the waiting")
 
 
 async def test_browsers_may_use_every_endpoint_from_a_listed_origin(valkey: Valkey) -> None:
