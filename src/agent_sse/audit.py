@@ -17,6 +17,9 @@ from agent_sse.frames import EventId, format_id
 from agent_sse.registry import Registry
 from agent_sse.store import Store
 
+AHEAD_MS = 1000  # a note of a session says so long in advance that its audit may grow, so that not each entry needs one
+KNOWN_NOTES = 1000  # sessions
+
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
@@ -52,6 +55,7 @@ class Audit:
     def __init__(self, store: Store, registry: Registry) -> None:
         self._store = store
         self._registry = registry
+        self._noted: dict[str, int] = {}  # until when, ms
 
     async def append(self, session_id: str, data: Mapping[str, Any]) -> str:
         """Append an entry and return its id (https://redis.io/docs/latest/commands/xadd/).
@@ -60,8 +64,7 @@ class Audit:
         """
         settings, backend = self._store.settings, self._store.backend
         key = self._store.keyspace.session(session_id).audit
-        # Noted first: what runs in the service and reads audits must not miss it.
-        await self._registry.note_audit(session_id, int(time.time() * 1000))
+        await self._note(session_id)  # first: what runs in the service and reads audits must not miss the entry
         added, _ = await backend.commands(
             [
                 ("XADD", key, "MAXLEN", "~", settings.audit_entries, "*", "d", events.encode(data)),
@@ -69,6 +72,15 @@ class Audit:
             ]
         )
         return str(added.decode())
+
+    async def _note(self, session_id: str) -> None:
+        now = int(time.time() * 1000)
+        if self._noted.get(session_id, 0) >= now:
+            return
+        if await self._registry.note_audit(session_id, now + AHEAD_MS):
+            if len(self._noted) >= KNOWN_NOTES:
+                self._noted.clear()
+            self._noted[session_id] = now + AHEAD_MS
 
     async def read(self, session_id: str, *, after: EventId | None = None, count: int) -> list[AuditEntry]:
         """Return up to ``count`` entries after ``after``, the oldest first."""

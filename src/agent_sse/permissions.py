@@ -54,7 +54,7 @@ class Permissions:
         self._masker = Masker(store.settings.mask_keys)
         self._wakes = wakes or Wakes(store.backend)
         self._registry = registry or Registry(store)
-        self._notes: set[asyncio.Task[None]] = set()  # on their way to the registry
+        self._notes: set[asyncio.Task[object]] = set()  # on their way to the registry
 
     async def aclose(self) -> None:
         """Stop listening. Requests that are still waited for lapse with their lease."""
@@ -252,7 +252,7 @@ class Permissions:
         except (RedisUnavailable, RedisRefused, TimeoutError) as error:
             log.warning("session %s: request %s not withdrawn, its lease will lapse: %s", session_id, request_id, error)
 
-    def _note(self, note: Coroutine[Any, Any, None]) -> None:
+    def _note(self, note: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(note, name="agent-sse registry")
         self._notes.add(task)
         task.add_done_callback(self._notes.discard)

@@ -55,15 +55,16 @@ class Registry:
             session_id, ("ZREM", keyspace.unanswered(), member), ("HDEL", keyspace.webhook_attempts(), member)
         )
 
-    async def note_audit(self, session_id: str, until_ms: int) -> None:
-        """Note that a session's audit may grow until ``until_ms`` (Unix, Redis' clock)."""
+    async def note_audit(self, session_id: str, until_ms: int) -> bool:
+        """Note that a session's audit may grow until ``until_ms`` (Unix, Redis' clock). Return whether that worked."""
         key = self._store.keyspace.audited()
-        await self._write(
+        replies = await self._write(
             session_id,
             ("ZADD", key, "GT", until_ms, session_id),
             ("ZREMRANGEBYRANK", key, 0, -AUDITED_LIMIT - 1),
             ("EXPIRE", key, int(self._store.settings.audit_retention) + 24 * 3600),
         )
+        return bool(replies)
 
     async def audited(self, since_ms: int) -> tuple[int, list[str]]:
         """Return Redis' time, Unix ms, and the sessions whose audit may have grown since ``since_ms``.
