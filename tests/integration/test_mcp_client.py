@@ -23,6 +23,7 @@ from pydantic_core import PydanticSerializationError
 
 import agent_sse.mcp
 import mcp_parts
+import mcp_servers
 from agent_sse import InvalidEvent, SimpleNotifier
 from agent_sse.mcp import Gate, GuardedClient, PolicyFile, guard_client, load_policy
 from harness import Valkey, session_name, until
@@ -210,6 +211,27 @@ async def test_guarded_client_calls_a_tool_of_a_server_that_does_not_list_it(
         assert "secretly" == text_of(await calling)
     assert "high" == request["risk_level"]
     assert "did not list its tools" in caplog.text
+
+
+async def test_guarded_client_waits_once_for_a_server_that_does_not_list(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that never answers `tools/list` holds up one call for a while, and no other one."""
+    monkeypatch.setattr("agent_sse.mcp.tools.LIST_TIMEOUT", 0.2)
+    listing: list[bool] = []
+
+    async def on_call_tool(_: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
+        return types.CallToolResult(content=[types.TextContent(type="text", text=params.name)], is_error=True)
+
+    async def on_list_tools(_: Any, __: Any) -> types.ListToolsResult:
+        listing.append(True)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    server = Server("silent", on_call_tool=on_call_tool, on_list_tools=on_list_tools)
+    async with room.guarded(server, ALLOW) as client:
+        assert ["a", "b"] == [text_of(await client.call_tool(name)) for name in ("a", "b")]
+    assert [True] == listing
 
 
 async def test_guarded_client_learns_that_a_tool_has_changed(room: Room) -> None:
@@ -556,3 +578,22 @@ def test_guard_client_takes_a_policys_path_and_refuses_what_cannot_work(notifier
     assert isinstance(gate._policy, PolicyFile)
     with pytest.raises(InvalidEvent, match="server"):
         Gate(notifier, "s", server="")
+
+
+async def test_example_client_shows_a_call_and_asks_about_another(valkey: Valkey, folder: Path) -> None:
+    """`examples/mcp_client.py` as it stands: the status is read, and the branch is named as the user says."""
+    session, home = session_name(), folder / "home"
+    mcp_servers.prepare(home)
+    example = Path(__file__).parents[2] / "examples/mcp_client.py"
+    async with browsing(valkey, session) as user:
+        running = await asyncio.create_subprocess_exec(
+            sys.executable, str(example), session, str(home / "repo"), stdout=asyncio.subprocess.PIPE,
+            env={**mcp_servers.environment(), "AGENT_SSE_REDIS_URL": valkey.url},
+        )  # fmt: skip
+        request = await user.answers(parameters_patch={"branch_name": "mine"})
+        output, _ = await running.communicate()
+        assert 0 == running.returncode
+        assert ("git", "git_create_branch") == (request["server"], request["tool_name"])
+        assert "On branch main" in output.decode()
+        assert "done: Created branch 'mine'" in output.decode()
+        assert [RUNS, asked(RUNS)] == await user.words()

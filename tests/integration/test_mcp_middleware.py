@@ -526,3 +526,19 @@ async def test_server_passes_on_what_is_no_call_of_a_tool(room: Room) -> None:
         with pytest.raises(MCPError):
             await client.session.send_request(request, types.EmptyResult)
     assert [] == await room.user.words()
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_example_server_shows_a_call_and_asks_about_another(room: Room, mode: str) -> None:
+    """`examples/mcp_server.py` as it stands: searching is shown with its progress, deleting is asked about."""
+    example = Path(__file__).parents[2] / "examples/mcp_server.py"
+    more = {"AGENT_SSE_REDIS_URL": room.user.valkey.url, "NOTES_SESSION": room.user.session}
+    async with client_of(mcp_servers.stdio([sys.executable, str(example)], more), Heard(), mode) as client:
+        found = await client.call_tool("find_notes", {"text": "milk"})
+        assert {"result": ["shopping"]} == found.structured_content
+        deleting = asyncio.create_task(client.call_tool("delete_note", {"name": "shopping"}))
+        await room.user.answers(parameters_patch={"name": "ideas"})
+        assert "deleted ideas: a boat" == text_of(await deleting)
+    words = ("pending", "executing", "progress 1/2", "progress 2/2", "completed", "result ok")
+    first, second = await room.user.words()
+    assert (words[-3:], asked(RUNS)) == (first[-3:], second)
