@@ -279,7 +279,8 @@ async def test_repeated_remembering_is_a_repeat_and_a_plain_yes_is_another_answe
     [
         ({"covers": "tool"}, "covers"), ({"scope": "once", "covers": "arguments"}, "covers"),
         ({"scope": "always"}, "scope"), ({"scope": None}, "scope"),
-        ({"scope": "session", "covers": "server"}, "covers"), ({"scope": ["session"]}, "scope"), ({"remember": True}, "remember"),
+        ({"scope": "always"}, "scope"), ({"scope": None}, "scope"), ({"scope": ["session"]}, "scope"),
+        ({"scope": "session", "covers": "server"}, "covers"), ({"remember": True}, "remember"),
     ],
 )  # fmt: skip
 async def test_wrong_scope_is_named(room: Room, more: Any, field: str) -> None:
