@@ -278,7 +278,6 @@ async def test_repeated_remembering_is_a_repeat_and_a_plain_yes_is_another_answe
     ("more", "field"),
     [
         ({"covers": "tool"}, "covers"), ({"scope": "once", "covers": "arguments"}, "covers"),
-        ({"scope": "always"}, "scope"), ({"scope": None}, "scope"),
         ({"scope": "always"}, "scope"), ({"scope": None}, "scope"), ({"scope": ["session"]}, "scope"),
         ({"scope": "session", "covers": "server"}, "covers"), ({"remember": True}, "remember"),
     ],
