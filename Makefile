@@ -64,6 +64,7 @@ test: setup lint $(SERVERS) ## check style and types, then run all tests
 $(SERVERS): tests/servers/package-lock.json tests/servers/package.json
 	@node -e 'process.exit(+(process.versions.node.split(".")[0] < 20))' 2>/dev/null && npm --version >/dev/null 2>&1 || { \
 	    echo "the tests need Node.js >= 20 with npm, for real MCP servers (https://nodejs.org)" >&2; exit 1; }
+	@command -v curl >/dev/null || { echo "the tests need curl, for an agent that is a shell script" >&2; exit 1; }
 	@npm ci --prefix tests/servers --no-audit --no-fund --ignore-scripts --loglevel=error
 	@touch $@
 

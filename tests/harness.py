@@ -211,6 +211,7 @@ async def serve(
             for route_service in services_of(app):
                 with contextlib.suppress(RuntimeError):
                     route_service.hub.shutdown()
+                    route_service.waits.close()
             server.should_exit = True
             await task
 

@@ -38,7 +38,11 @@ def read_entry(entry_id: bytes, text: bytes) -> AuditEntry:
     """Return an entry as the Stream has it."""
     name = entry_id.decode()
     moment = datetime.fromtimestamp(int(name.partition("-")[0]) / 1000, UTC)
-    return AuditEntry(name, events.timestamp(moment), json.loads(text))
+    try:
+        data = json.loads(text)
+    except ValueError:  # none of ours; it must not hide those that are
+        data = {"kind": "unreadable"}
+    return AuditEntry(name, events.timestamp(moment), data if isinstance(data, dict) else {"kind": "unreadable"})
 
 
 def about(*, server: str, risk_level: str, digest: str, parameters: object, rule: str = "") -> bytes:

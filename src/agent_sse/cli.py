@@ -152,6 +152,7 @@ def publish(
 async def _publish(session: str, body: bytes) -> str:
     from agent_sse.backend import Backend
     from agent_sse.incoming import read_event
+    from agent_sse.masking import Masker
     from agent_sse.publisher import Publisher
     from agent_sse.redis_url import find_redis
     from agent_sse.requests import parse_json
@@ -162,7 +163,7 @@ async def _publish(session: str, body: bytes) -> str:
         value = parse_json(body)
     except ApiError as error:
         raise ApiError(400, error.code, "the event " + error.message.removeprefix("the body ")) from None
-    item = read_event(session, value, limit=settings.max_event_bytes)
+    item = read_event(session, value, limit=settings.max_event_bytes, masker=Masker(settings.mask_keys))
     backend = Backend(await find_redis(settings), timeout=settings.publish_timeout)
     publisher = Publisher(Store(backend, settings), timeout=settings.publish_timeout)
     try:

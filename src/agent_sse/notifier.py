@@ -242,7 +242,9 @@ class SimpleNotifier:
 
     async def error(self, session_id: str, message: str, *, code: str = "error") -> str:
         """Publish an ``error``."""
-        return await self._publish(session_id, events.error(message, code), "other", "")
+        event = events.error(message, code)
+        event["message"] = self.masker.mask_text(event["message"])
+        return await self._publish(session_id, event, "other", "")
 
     async def _publish(
         self, session_id: str, event: Mapping[str, Any], kind: events.EventKind, call_id: str, *, terminal: bool = False
