@@ -44,14 +44,15 @@ class Progress:
             return None
         loop = asyncio.get_running_loop()
         if self._task is None and loop.time() >= self._next:
-            return await self._send()
+            return await self._publish(self._take())
         self.start()
         return None
 
     def start(self) -> None:
-        """Let a task publish what is held, as soon as it may."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._flush(), name="agent-sse progress")
+        """Let a task publish what is held: now if it may go out, whatever comes before the task runs, or else later."""
+        if self._task is None and self._held is not None:
+            due = asyncio.get_running_loop().time() >= self._next
+            self._task = asyncio.create_task(self._flush(self._take() if due else None), name="agent-sse progress")
 
     async def close(self) -> None:
         """Publish what is held back, and wait until it is. What cannot be is logged: the call's end is said next."""
@@ -59,27 +60,30 @@ class Progress:
         if self._task is not None:
             await asyncio.wait({self._task})  # cancelling who waits does not cancel the task
         if self._held is not None:
-            await self._send_quietly()
+            await self._publish_quietly(self._take())
 
-    async def _flush(self) -> None:
+    async def _flush(self, first: Mapping[str, Any] | None) -> None:
+        if first is not None:
+            await self._publish_quietly(first)
         while self._held is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._next):
                     await self._closing.wait()
             if self._closing.is_set():
                 break
-            await self._send_quietly()
+            if self._held is not None:  # it may have been taken back
+                await self._publish_quietly(self._take())
         self._task = None
 
-    async def _send_quietly(self) -> None:
+    async def _publish_quietly(self, step: Mapping[str, Any]) -> None:
         try:
-            await self._send()
+            await self._publish(step)
         except AgentSseError as error:
             log.warning("a step of a call's progress is not published: %s", error)
 
-    async def _send(self) -> str:
+    def _take(self) -> Mapping[str, Any]:
         step, self._held = self._held, None
         assert step is not None  # noqa: S101 - for mypy: who calls has looked
         self._sent = step
         self._next = asyncio.get_running_loop().time() + INTERVAL
-        return await self._publish(step)
+        return step

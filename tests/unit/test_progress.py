@@ -91,7 +91,7 @@ def test_progress_of_a_burst_is_the_first_at_once_and_the_last() -> None:
 
 
 def test_progress_that_is_only_reported_needs_nobody_to_wait() -> None:
-    """`start` publishes without a caller that awaits it: the newest step, as soon as the loop comes to it."""
+    """`start` publishes without a caller that awaits it: the first step at once, and later the newest one."""
     published = Published()
 
     async def main() -> None:
@@ -99,12 +99,35 @@ def test_progress_that_is_only_reported_needs_nobody_to_wait() -> None:
         for value in range(1000):
             if progress.offer(step(value)):
                 progress.start()
-        await asyncio.sleep(INTERVAL)
-        assert [999] == published.values
+        await asyncio.sleep(0)
+        assert [0] == published.values
+        await asyncio.sleep(2 * INTERVAL)
+        assert [0, 999] == published.values
         await progress.close()
 
     run(main)
-    assert [999] == published.values
+    assert [0, 999] == published.values
+
+
+def test_progress_that_is_taken_back_while_it_is_held_is_not_published() -> None:
+    """A step that is back at the one that was published before the held one went out says nothing new."""
+    published = Published()
+
+    async def main() -> None:
+        progress = Progress(published)
+        for message in ("a", "b", "a"):
+            if progress.offer(step(1, message=message)):
+                progress.start()
+        await asyncio.sleep(2 * INTERVAL)
+        for message in ("b", "a"):
+            if progress.offer(step(1, message=message)):
+                progress.start()
+        await asyncio.sleep(0)
+        assert ["a", "b"] == [published.steps[0]["message"], published.steps[-1]["message"]]
+        await progress.close()
+
+    run(main)
+    assert ["a", "b", "a"] == [one["message"] for one in published.steps]
 
 
 def test_progress_over_a_long_time_keeps_its_pace() -> None:
