@@ -116,7 +116,7 @@ class Permissions:
         frozen = events.encode(request.parameters)
         arguments = self._arguments(request)
         request_id = arguments[0]
-        waiter = self._waiter(request.session_id)
+        waiter, asked = self._waiter(request.session_id), None
         try:
             asked = await self._create(request, arguments)
             request_id = waiter.request_id = asked.request_id
@@ -124,14 +124,27 @@ class Permissions:
                 await on_pending()
             seconds = request.timeout + self._settings.publish_timeout
             found = await self._wait(waiter, seconds)
-        except (asyncio.CancelledError, RedisUnavailable, RedisRefused):
-            await self._withdraw_quietly(request.session_id, request_id)
+        except BaseException as error:
+            # Asked, or perhaps asked: nobody waits for it any more.
+            if asked is not None or isinstance(error, asyncio.CancelledError | RedisUnavailable | RedisRefused):
+                await self._withdraw_quietly(request.session_id, request_id)
             raise
         finally:
             waiter.close()
         if found is None:
             return PermissionDecision(False, "redis_unavailable", "expired", None, request_id)
-        return edits.approved_parameters(*found, request, frozen, self._masker)
+        decision = edits.approved_parameters(*found, request, frozen, self._masker)
+        if found[0].approved and not decision.approved:
+            await self._record_refusal(request, decision)
+        return decision
+
+    async def _record_refusal(self, request: PermissionRequest, decision: PermissionDecision) -> None:
+        """Say in the audit that what was approved does not run after all."""
+        entry = {
+            "kind": "refusal", "request_id": decision.request_id, "tool_call_id": request.tool_call_id,
+            "tool_name": request.tool_name, "by": "agent", "resolved_by": "agent", "reason": decision.reason,
+        }  # fmt: skip
+        await audit.Audit(self._store, self._registry).append(request.session_id, entry)
 
     async def create(self, request: PermissionRequest) -> Asked:
         """Create a request without waiting; it is presented and kept alive while somebody waits for it."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent_sse import user_routes
+from agent_sse import merge_patch, user_routes
 from harness import Valkey, make_token, session_name, until
 from room import PUBLISH, Room, make_room, refused
 
@@ -257,3 +257,23 @@ async def test_audit_is_bounded(valkey: Valkey) -> None:
         found = await pages(room, 1000)
         assert last == found[-1][-1]
         assert 200 <= sum(map(len, found)) <= 300
+
+
+async def test_edit_that_comes_out_otherwise_does_not_run_and_is_audited(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the agent's edit of the real parameters is not what was approved, nothing runs, and the audit says so."""
+    waiting = room.ask(parameters=PARAMETERS, editable=True, tool_call_id="c1")
+    shown = await room.presented()
+    apply = merge_patch.apply
+
+    def wrong(target: Any, patch: Any) -> Any:  # for the agent, who alone has the real password
+        return {**apply(target, patch), **({"force": True} if target.get("password") == "hunter2" else {})}
+
+    monkeypatch.setattr("agent_sse.merge_patch.apply", wrong)
+    assert 200 == (await room.answer(shown["request_id"], parameters_patch={"file": "b.py"}))[0]
+    decision = await waiting
+    assert (False, "cancelled", "agent") == (decision.approved, decision.outcome, decision.resolved_by)
+    assert decision.parameters is None
+    entry = await one_entry(room, "refusal")
+    assert ("c1", "file_edit", "agent") == (entry["tool_call_id"], entry["tool_name"], entry["by"])

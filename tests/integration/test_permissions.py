@@ -512,6 +512,9 @@ async def test_approval_that_nobody_takes_closes_the_calls_card(room: Room) -> N
     assert ("tool_result", False) == (result["type"], result["data"]["success"])
     async with room.valkey.client() as client:
         assert not await client.hexists(f"agent_sse:{{{room.session}}}:requests", f"o:{request_id}")
+        rows = await client.xrange(f"agent_sse:{{{room.session}}}:audit")
+    entries = [json.loads(fields[b"d"]) for _, fields in rows]
+    assert [("decision", "approved"), ("lapse", None)] == [(e["kind"], e.get("outcome")) for e in entries]
 
 
 async def test_denial_of_a_dead_agents_call_closes_its_card(room: Room) -> None:

@@ -100,6 +100,10 @@ local function append_orphan(id, r)
   redis.call('HSET', state, 'result', result .. tail, 'result_call', r.cid)
 end
 
+local function names_of(id, r)
+  return '"request_id":"' .. id .. '","tool_call_id":' .. r.call .. ',"tool_name":' .. r.tool
+end
+
 -- The only way out of `pending`. `reason` and `by` are JSON fragments; `how` is answer, grant, expiry, withdrawal, cancel
 -- or lease; `more` is what else the answer said, as `"name":value` fragments, or "".
 local function settle(id, r, outcome, reason, by, how, more)
@@ -109,7 +113,7 @@ local function settle(id, r, outcome, reason, by, how, more)
   redis.call('ZREM', queue, id)
   schedule_erasure(id, r)
   local told = more == '' and '' or ',' .. more
-  local names = '"request_id":"' .. id .. '","tool_call_id":' .. r.call .. ',"tool_name":' .. r.tool
+  local names = names_of(id, r)
   if how == 'answer' then
     append('{"type":"permission_response_result","data":{"success":true,"request_id":"' .. id .. '","approved":'
       .. (outcome == 'approved' and 'true' or 'false') .. ',"reason":' .. reason .. told
@@ -182,6 +186,7 @@ local function sweep()
       append_orphan(id, r)
       redis.call('HDEL', requests, 'o:' .. id)
       r.to = LOST -- the user is told that it does not run
+      record('{"kind":"lapse",' .. names_of(id, r) .. ',"by":"lease","resolved_by":"lease","reason":"agent_lost"}')
       save_request(id, r)
       schedule_erasure(id, r)
     elseif r and r.st ~= 'pending' then
