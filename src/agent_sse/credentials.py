@@ -16,6 +16,7 @@ import re2
 
 MASK = "••••"
 MAX_CANDIDATES = 5_000  # in one text, which is hidden whole when there are more
+MOST_KNOWN = 100  # texts that one call's masker knows
 PASSES = 4  # over one text, until nothing more is found
 MAX_MEMORY = 16 * 2**20  # bytes, of the automaton that RE2 builds while it reads
 
@@ -123,29 +124,36 @@ class Credentials:
         """Tell whether :meth:`hide` might find something; False is certain. Costs about a nanosecond a character."""
         return self._pattern.search(_bytes(text)) is not None
 
-    def hide(self, text: str) -> str:
+    def hide(self, text: str, found: set[str] | None = None) -> str:
         """Return the text with :data:`MASK` in place of each credential; the very text when there is none.
 
-        Hiding what it returns changes nothing.
+        Hiding what it returns changes nothing. What is hidden is added to ``found``.
         """
+        whole = text
         for _ in range(PASSES):
-            hidden = self._hide_once(text)
+            hidden = self._hide_once(text, found)
             if hidden == text:
                 return text
             text = hidden  # what a credential stood beside may be one by itself
+        if found is not None:
+            found.add(whole)
         return MASK
 
-    def _hide_once(self, text: str) -> str:
+    def _hide_once(self, text: str, found: set[str] | None) -> str:
         data, done, at = _bytes(text), 0, 0
         parts: list[bytes] = []
         for _ in range(MAX_CANDIDATES):
             match = self._pattern.search(data, at)
             if match is None:
-                return b"".join((*parts, data[done:])).decode("utf-8", "surrogatepass") if parts else text
+                return _text(b"".join((*parts, data[done:]))) if parts else text
             (start, end), at = self._judged(data, match)
             if start < end:
                 parts += data[done:start], _MASK
                 done = end
+                if found is not None:
+                    found.add(_text(data[start:end]))
+        if found is not None:
+            found.add(text)
         return MASK
 
     def _judged(self, data: bytes, match: Any) -> tuple[Span, int]:
@@ -173,8 +181,41 @@ class Credentials:
         return None if apart and not _is_line(text, start, sign, found) else found
 
 
+class KnownTexts:
+    """Finds what another finds, and these exact texts (at most :data:`MOST_KNOWN`, the longest) wherever they stand."""
+
+    def __init__(self, inner: Credentials | KnownTexts, texts: Iterable[str]) -> None:
+        self._inner = inner
+        self._texts = sorted(texts, key=lambda text: (-len(text), text))[:MOST_KNOWN]
+
+    def occur(self, text: str) -> bool:
+        """Tell whether :meth:`hide` might find something; False is certain."""
+        return any(known in text for known in self._texts) or self._inner.occur(text)
+
+    def hide(self, text: str, found: set[str] | None = None) -> str:
+        """Return the text with :data:`MASK` in place of each credential and each known text."""
+        text = hidden = self._inner.hide(text, found)  # first, since a known text may be a part of a credential
+        for known in self._texts:
+            if known in hidden:
+                hidden = hidden.replace(known, MASK)
+                if found is not None:
+                    found.add(known)
+        return text if hidden == text else self._inner.hide(hidden, found)
+
+
+def is_placeholder(text: str) -> bool:
+    """Tell whether a text in a secret's place is none: ``none``, ``$TOKEN``, ``<your key>``, or hidden already."""
+    data = _bytes(text)
+    found = _worth_hiding(data, 0, len(data))
+    return found is None or found[0] == found[1]
+
+
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
 
 
 def _whole(_: bytes, spans: list[Span]) -> Span:

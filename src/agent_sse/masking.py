@@ -5,13 +5,17 @@ What a tool gets is never touched: values are copied where something is hidden, 
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
+from urllib.parse import quote
 
 from agent_sse import credentials
-from agent_sse.credentials import Credentials
+from agent_sse.credentials import Credentials, KnownTexts
 from agent_sse.errors import InvalidEvent
 
 MASK = credentials.MASK
@@ -26,11 +30,25 @@ DEFAULT_KEYS = (
 )  # fmt: skip
 DEEPEST = 200  # levels; JSON that is nested deeper is refused before anybody would read it
 KNOWN_KEYS = 10_000  # whose kind is remembered
+SHORTEST_KNOWN = 6  # characters; shorter texts stand in other words too
 
 _LONG = 8  # letters
 _TAIL = 128  # characters of a key that are looked at
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_A-Za-z]+")
 _PLAIN, _SECRET, _CREDENTIAL = 0, 1, 2  # kinds of keys; a key may be both of the latter
+
+
+@dataclass(slots=True)
+class _Hidden:
+    pointers: list[str] = field(default_factory=list)
+    texts: set[str] | None = None  # collected only for who asks
+
+    def add(self, pointer: str, *values: object) -> None:
+        """Note one pointer once, though both its key and its value may be hidden, and the texts in the values."""
+        if self.pointers[-1:] != [pointer]:
+            self.pointers.append(pointer)
+        if self.texts is not None:
+            self.texts.update(*map(_texts, values))
 
 
 class Masker:
@@ -50,7 +68,7 @@ class Masker:
         self._names = frozenset("".join(words) for words in names)
         self._endings = tuple(name for name in self._names if len(name) >= _LONG or not name.isascii())
         self._longest = max(map(len, self._names), default=0)
-        self._credentials = Credentials(names, self.is_secret)
+        self._credentials: Credentials | KnownTexts = Credentials(names, self.is_secret)
         self._known: dict[str, int] = {}
 
     def masked(self, value: object) -> tuple[Any, tuple[str, ...]]:
@@ -61,8 +79,8 @@ class Masker:
         """
         if not self._may_hide(value):
             return value, ()
-        hidden: list[str] = []
-        return self._show(value, "", hidden), tuple(hidden)
+        hidden = _Hidden()
+        return self._show(value, "", hidden), tuple(hidden.pointers)
 
     def mask(self, value: object) -> Any:
         """Return the value as it may be shown; see :meth:`masked`."""
@@ -75,6 +93,30 @@ class Masker:
     def mask_text(self, text: str) -> str:
         """Return a text without what looks like a credential in it, the very text when nothing does."""
         return self._credentials.hide(text)
+
+    def hidden_texts(self, value: object) -> frozenset[str]:
+        """Return the real texts that :meth:`mask` hides in this value, whole or as a part, of six characters or more.
+
+        Left out is what is no secret by itself, as ``$TOKEN``.
+        """
+        hidden = _Hidden(texts=set())
+        self._show(value, "", hidden)
+        texts = hidden.texts or ()
+        return frozenset(text for text in texts if len(text) >= SHORTEST_KNOWN and not credentials.is_placeholder(text))
+
+    def knowing(self, value: object) -> Masker:
+        """Return a masker that hides, wherever it stands, what this one hides in ``value`` as well.
+
+        So a call's results and errors tell no secret of its parameters: as it is, in JSON, or in a URL. It is the very masker when nothing is hidden. Never show with it what is to be approved: who wrote the
+        parameters chose what it hides.
+        """
+        texts = self.hidden_texts(value) if self._may_hide(value) else frozenset()
+        if not texts:
+            return self
+        knowing = copy.copy(self)
+        knowing._credentials = KnownTexts(self._credentials, {form for text in texts for form in _forms(text)})
+        knowing._known = {}
+        return knowing
 
     def is_secret(self, key: str) -> bool:
         """Tell whether what is under this key is hidden."""
@@ -128,11 +170,11 @@ class Masker:
                     stack.append((inner, depth + 1))
         return bool(texts) and self._credentials.occur(texts[0] if len(texts) == 1 else "\n".join(texts))
 
-    def _show(self, value: Any, at: str, hidden: list[str], depth: int = 0) -> Any:
+    def _show(self, value: Any, at: str, hidden: _Hidden, depth: int = 0) -> Any:
         if isinstance(value, str):
-            shown = self._credentials.hide(value)
-            if MASK in shown and hidden[-1:] != [at]:  # its key may have said so
-                hidden.append(at)
+            shown = self._credentials.hide(value, hidden.texts)
+            if MASK in shown:
+                hidden.add(at)
             return shown if shown != value else value
         if depth > DEEPEST and isinstance(value, dict | list | tuple):
             raise _too_deep()
@@ -143,7 +185,7 @@ class Masker:
             return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
         return value
 
-    def _show_object(self, value: dict[Any, Any], at: str, hidden: list[str], depth: int) -> Any:
+    def _show_object(self, value: dict[Any, Any], at: str, hidden: _Hidden, depth: int) -> Any:
         shown: dict[Any, Any] = {}
         changed, numbers = False, count(2)
         for key, item in value.items():
@@ -151,10 +193,11 @@ class Masker:
             name = self._covered(key, (value, shown), numbers) if kind & _CREDENTIAL else key
             path = f"{at}/{name.replace('~', '~0').replace('/', '~1')}" if isinstance(name, str) else at
             if kind & _CREDENTIAL and MASK in name:
-                hidden.append(path)
+                hidden.add(path)
+                self._credentials.hide(key, hidden.texts)
             if (kind == _SECRET or (kind & _CREDENTIAL and self.is_secret(name))) and _is_worth_hiding(item):
                 shown[name] = item if item == MASK else MASK
-                hidden += [path] if hidden[-1:] != [path] else ()
+                hidden.add(path, item)
             else:
                 shown[name] = self._show(item, path, hidden, depth + 1)
             changed = changed or name != key or shown[name] is not item
@@ -172,6 +215,29 @@ def _is_worth_hiding(value: object) -> bool:
     if isinstance(value, str | dict | list | tuple):
         return bool(value)
     return value is not None and not isinstance(value, bool)
+
+
+def _texts(value: object, depth: int = 0) -> Iterator[str]:
+    """Yield the texts in what is hidden whole, and numbers as they stand in a text."""
+    if depth > DEEPEST:
+        raise _too_deep()
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner, depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner, depth + 1)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield str(value)
+
+
+def _forms(text: str) -> Iterator[str]:
+    yield text
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    yield json.dumps(text)[1:-1]
+    yield quote(text, safe="", errors="replace")
 
 
 def _too_deep() -> InvalidEvent:

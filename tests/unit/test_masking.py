@@ -73,6 +73,14 @@ def at(value: Any, pointer: str) -> Any:
     return value
 
 
+def texts_in(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [*value, *(text for inner in value.values() for text in texts_in(inner))]
+    if isinstance(value, list):
+        return [text for inner in value for text in texts_in(inner)]
+    return [value] if isinstance(value, str) else []
+
+
 # -- keys -------------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +215,59 @@ def test_text_with_very_many_credentials_is_hidden_whole() -> None:
     some = "token=a1 " * (credentials.MAX_CANDIDATES - 1)
     assert f"token={MASK} " * (credentials.MAX_CANDIDATES - 1) == MASKER.mask_text(some)
     assert MASK == MASKER.mask_text(some * 2)
+
+
+# -- what one call's parameters hide ----------------------------------------------------------------------------------
+
+
+def test_hidden_texts_are_those_that_masking_hides() -> None:
+    """Values, parts of texts, keys, and all within what is hidden whole; but nothing short, and no placeholder."""
+    key = TOKENS[2]
+    value = {
+        "password": "hunter2pass", "command": "x --token abc123def; ls", key: "shown as it is",
+        "credentials": {"a": ["deep-secret", 12345678]}, "otp": "12345", "api_key": "$MY_API_KEY", "secret": MASK, "path": "/etc/hosts",
+    }  # fmt: skip
+    assert {"hunter2pass", "abc123def", "deep-secret", "12345678", key} == MASKER.hidden_texts(value)
+    assert frozenset() == MASKER.hidden_texts({"path": "/etc/hosts"})
+
+
+def test_knowing_masker_hides_the_texts_wherever_they_stand() -> None:
+    """What the parameters' names gave away is hidden in results without names, as it is, in JSON and in URLs."""
+    masker = MASKER.knowing({"password": 'hunter "2" pass', "auth": {"user": "alice@example"}})
+    said = {'hunter "2" pass': ['got hunter "2" pass!', 'in {"p":"hunter \\"2\\" pass"}', "q=hunter%20%222%22%20pass"]}
+    shown, paths = masker.masked({**said, "who": "alice@example", "else": "hunter"})
+    assert {MASK: [f"got {MASK}!", f'in {{"p":"{MASK}"}}', f"q={MASK}"], "who": MASK, "else": "hunter"} == shown
+    assert (f"/{MASK}", f"/{MASK}/0", f"/{MASK}/1", f"/{MASK}/2", "/who") == paths
+    assert f"login of {MASK} failed" == masker.mask_text("login of alice@example failed")
+    assert said is MASKER.mask(said)
+
+
+def test_knowing_masker_still_finds_credentials_that_hold_a_known_text() -> None:
+    """A known text inside of a credential does not take it apart."""
+    masker = MASKER.knowing({"password": TOKENS[2][6:14]})
+    assert f"a {MASK} b {MASK}" == masker.mask_text(f"a {TOKENS[2]} b {TOKENS[2][6:14]}")
+
+
+def test_knowing_nothing_is_the_very_masker() -> None:
+    """Where parameters hide nothing there is nothing to look for."""
+    assert MASKER is MASKER.knowing({"path": "/etc/hosts", "password": "short"})
+
+
+def test_knowing_is_bounded() -> None:
+    """Of very many texts the longest are known."""
+    masker = MASKER.knowing({"secrets": [f"secret-{'x' * i}" for i in range(1, credentials.MOST_KNOWN + 11)]})
+    longest = "x" * (credentials.MOST_KNOWN + 10)
+    assert f"{MASK} secret-xx" == masker.mask_text(f"secret-{longest} secret-xx")
+
+
+@given(HOSTILE, HOSTILE)
+def test_knowing_masker_leaves_no_known_text_and_is_stable(parameters: object, result: object) -> None:
+    """No known text is in what it shows, and masking that again changes nothing."""
+    masker = MASKER.knowing(parameters)
+    shown, paths = masker.masked([result, parameters])
+    assert (shown, paths) == masker.masked(shown)
+    for text in MASKER.hidden_texts(parameters):
+        assert not any(text in shown_text for shown_text in texts_in(shown))
 
 
 # -- laws -------------------------------------------------------------------------------------------------------------
