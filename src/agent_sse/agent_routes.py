@@ -212,7 +212,11 @@ class _AgentEndpoints:
 
 def decision_data(decision: PermissionDecision, more: Mapping[str, Any]) -> dict[str, Any]:
     """Return a decision as agents get it; ``more`` is what else was answered. ``approved`` comes first."""
-    said = {name: more[name] for name in ("grant_id", "parameters_patch", "edited_parameters") if name in more}
+    said = {
+        name: more[name]
+        for name in ("grant_id", "parameters_patch", "edited_parameters", "edited_digest")
+        if name in more
+    }
     return {
         "approved": decision.approved, "request_id": decision.request_id, "outcome": decision.outcome,
         "reason": decision.reason, "resolved_by": decision.resolved_by, **said,

@@ -111,7 +111,7 @@ DECISION = answer_docs(
             "outcome": {"enum": ["approved", "denied", "expired", "cancelled"]}, "reason": NULLABLE,
             "resolved_by": NULLABLE,
         },
-        optional={"parameters_patch": OBJECT, "edited_parameters": OBJECT, "grant_id": TEXT},
+        optional={"parameters_patch": OBJECT, "edited_parameters": OBJECT, "edited_digest": TEXT, "grant_id": TEXT},
     ),
     "the decision",
 )  # fmt: skip

@@ -42,9 +42,11 @@ class PermissionDecision:
 class PermissionRequest:
     """What is asked. ``timeout`` in seconds; ``orphan``: the event heads for a lost agent's call (`events.head`).
 
-    ``server`` is the MCP server whose tool it is; a remembered answer holds for the tools of one server. With
-    ``editable`` the answer may change the parameters, as far as they fit ``schema`` (JSON Schema; None = any).
-    ``shown``: the parameters as users see them, None = with their secrets masked. ``rule``: the policy's that asks.
+    ``server`` is the MCP server whose tool it is; a remembered answer holds for the tools of one server, and with a
+    ``server_identity`` only for that one of all servers of its name. With ``editable`` the answer may change the
+    parameters, as far as they fit ``schema`` (JSON Schema; None = any). ``shown``: the parameters as users see them,
+    None = with their secrets masked; ``truncated``: they are cut, so that no answer to them can hold for another call.
+    ``rule``: the policy's that asks.
     """
 
     session_id: str
@@ -57,9 +59,11 @@ class PermissionRequest:
     idempotency_key: str | None = None
     orphan: tuple[bytes, bytes] | None = None
     server: str = ""
+    server_identity: str = ""
     editable: bool = False
     schema: Mapping[str, Any] | None = None
     shown: object = None
+    truncated: bool = False
     rule: str = ""
 
 

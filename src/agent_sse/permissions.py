@@ -171,10 +171,14 @@ class Permissions:
         server, tool, parameters = request.server, request.tool_name, request.parameters
         if server:
             events.check_name(server, "server")
+        whose: object = [server, request.server_identity] if request.server_identity else server
         shown, hidden = self._masker.masked(parameters)
         if request.shown is not None:
             shown = request.shown
-        head = events.head(_event(request, request_id, shown, hidden))
+        message = request.message
+        if isinstance(message, str):
+            message = self._masker.mask_text(message)
+        head = events.head(_event(request, request_id, shown, hidden, message))
         limit = self._settings.max_event_bytes
         events.bounded(head + b" " * TIMES, limit)
         for part in request.orphan or ():
@@ -191,7 +195,7 @@ class Permissions:
             int(request.timeout * 1000) or 1, int(self._settings.permission_lease * 1000),
             digest(key) if key is not None else "", sha256([tool, parameters]), head,
             b"\n".join(request.orphan) if request.orphan else b"", self._settings.max_pending_permissions,
-            request.risk_level, sha256([server, tool]), sha256([server, tool, parameters]), told,
+            request.risk_level, sha256([whose, tool]), sha256([whose, tool, parameters]), told,
             events.encode(request.schema) if request.editable and request.schema is not None else b"",
         ]  # fmt: skip
 
@@ -274,7 +278,9 @@ class Permissions:
         return _Waiter(session_id, self._store.keyspace.session(session_id).wake.encode(), self._wakes)
 
 
-def _event(request: PermissionRequest, request_id: str, shown: object, hidden: Sequence[str]) -> dict[str, Any]:
+def _event(
+    request: PermissionRequest, request_id: str, shown: object, hidden: Sequence[str], message: str | None
+) -> dict[str, Any]:
     """Return the ``permission_request`` of protocol.md § 5, and what an answer may say (docs/permissions.md)."""
     data: dict[str, Any] = {
         "tool_name": events.check_name(request.tool_name, "tool_name"),
@@ -284,14 +290,16 @@ def _event(request: PermissionRequest, request_id: str, shown: object, hidden: S
         "request_id": request_id,
         "tool_call_id": events.check_name(request.tool_call_id, "tool_call_id"),
         "editable": request.editable,
-        "scopes": ["once"] if request.risk_level == "critical" else ["once", "session"],
+        "scopes": ["once"] if request.truncated or request.risk_level == "critical" else ["once", "session"],
     }
+    if request.truncated:
+        data |= {"truncated": True, "digest": sha256(request.parameters)}
     if hidden:
         data["masked"] = list(hidden)
     if request.server:
         data["server"] = request.server
-    if request.message is not None:
-        data["message"] = events.check_message(request.message, "message")
+    if message is not None:
+        data["message"] = events.check_message(message, "message")
     return {"type": "permission_request", "data": data}
 
 

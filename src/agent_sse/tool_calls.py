@@ -31,7 +31,8 @@ LAST_WORDS = 2.0  # s; how long a cancelled call may take to say so
 class CallOptions:
     """How a call is asked for and shown; see :meth:`SimpleNotifier.tool_call`. ``timeout`` in seconds.
 
-    ``shown``: the parameters as users see them (default: with secrets masked); ``rule``: the policy's that asks;
+    ``shown``: the parameters as users see them (default: with secrets masked), ``truncated`` when they are cut;
+    ``rule``: the policy's that asks;
     ``check_edit`` returns why edited parameters may not run, or None.
     """
 
@@ -43,9 +44,11 @@ class CallOptions:
     idempotency_key: str | None = None
     parent_tool_call_id: str | None = None
     server: str = ""
+    server_identity: str = ""
     editable: bool = False
     schema: Mapping[str, Any] | None = None
     shown: object = None
+    truncated: bool = False
     rule: str = ""
     check_edit: Callable[[Any], Awaitable[str | None]] | None = None
 
@@ -309,7 +312,8 @@ class ToolCall:
             risk_level=options.risk_level, timeout=options.timeout, tool_call_id=self.tool_call_id,
             message=options.message, idempotency_key=options.idempotency_key,
             orphan=(events.head(gone), events.head(result)), server=options.server, editable=options.editable,
-            schema=options.schema, shown=self._shown, rule=options.rule,
+            schema=options.schema, shown=self._shown, rule=options.rule, server_identity=options.server_identity,
+            truncated=options.truncated,
         )  # fmt: skip
 
 

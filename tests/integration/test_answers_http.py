@@ -335,3 +335,12 @@ async def test_any_edit_is_exact_or_refused(room: Room, parameters: Any, patch: 
             assert not task.done()
             await room.answer(row["request_id"], False)
             await task
+
+
+async def test_prompts_message_shows_no_secret(room: Room) -> None:
+    """What an agent writes beside its question is masked like the parameters."""
+    waiting = room.ask(message="run it with password=hunter2hunter2")
+    shown = await room.presented()
+    assert "hunter2" not in json.dumps([shown, await room.health()])
+    await room.answer(shown["request_id"])
+    await waiting

@@ -38,6 +38,21 @@ reason = "Nothing of the system's."
 arguments = { path = "$.path", glob = ["/etc/**"] }
 
 [[rules]]
+name = "delicate"
+tool = "write"
+decision = "ask"
+set_risk = "critical"
+reason = "What is delicate is asked about each time."
+arguments = { path = "$.path", glob = ["delicate/**"] }
+
+[[rules]]
+name = "untouched"
+tool = "write"
+decision = "ask"
+editable = false
+arguments = { path = "$.path", glob = ["untouched/**"] }
+
+[[rules]]
 name = "as-it-stands"
 tool = "deploy"
 decision = "ask"
@@ -200,6 +215,26 @@ async def test_gate_checks_an_edit_against_the_policy(room: Room) -> None:
     assert ["policy, never: Nothing of the system's."] == [entry["reason"] for entry in refusals]
 
 
+@pytest.mark.parametrize(
+    ("path", "why"), [("delicate/a", "delicate: the edit makes it critical"), ("untouched/a", "untouched: nobody may")]
+)
+async def test_gate_lets_no_edit_reach_what_was_not_asked_about(room: Room, path: str, why: str) -> None:
+    """An edit into what the policy holds for riskier, or lets nobody edit, does not run."""
+    calling = asyncio.create_task(room.run("write", {"path": "a"}))
+    await room.user.answers(parameters_patch={"path": path})
+    with pytest.raises(PermissionDenied, match=why):
+        await calling
+    assert [] == room.ran
+
+
+async def test_gate_tells_the_user_why_a_rule_asks(room: Room) -> None:
+    """The rule's reason is the prompt's message."""
+    calling = asyncio.create_task(room.run("write", {"path": "delicate/a"}))
+    request = await room.user.answers()
+    await calling
+    assert "What is delicate is asked about each time." == request["message"]
+
+
 async def test_gate_lets_nothing_be_edited_that_the_policy_keeps(room: Room) -> None:
     """A rule with `editable = false` takes yes or no, at the risk that it sets."""
     calling = asyncio.create_task(room.run("deploy", {"to": "production"}))
@@ -218,7 +253,9 @@ async def test_gate_asks_about_a_megabyte_and_runs_it_whole(room: Room) -> None:
     request = await room.user.answers()
     await calling
     assert [arguments] == room.ran
-    assert not request["editable"]
+    assert (False, True, ["once"], sha256(arguments)) == (
+        request["editable"], request["truncated"], request["scopes"], request["digest"]
+    )  # fmt: skip
     shown = request["parameters"]
     assert ("a", "… (1000000 characters)", "… (1000 items)") == (
         shown["path"], shown["text"][-22:], shown["lines"][-1]

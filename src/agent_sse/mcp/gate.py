@@ -51,10 +51,11 @@ class Tool:
 class Gate:
     """Decides about and reports the calls of one server's tools in one session.
 
-    ``server`` is the name that the policy's rules and the user see, and ``trusted`` whether its annotations may lower a
-    tool's risk; ``policy`` is a policy, a file (or its path) that is read again when it changes, or None for the
-    default; ``timeout`` (s) is for each permission. Raises :class:`InvalidEvent` for a server's name that no event can
-    carry, and :class:`ConfigurationError` for a file that cannot be used.
+    ``server`` is the name that the policy's rules and the user see; a remembered answer to one ``server_identity``
+    holds for no other one of the same name. ``trusted`` tells whether its annotations may lower a tool's risk;
+    ``policy`` is a policy, a file (or its path) that is read again when it changes, or None for the default;
+    ``timeout`` (s) is for each permission. Raises :class:`InvalidEvent` for a server's name that no event can carry,
+    and :class:`ConfigurationError` for a file that cannot be used.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Gate:
         session_id: str,
         *,
         server: str,
+        server_identity: str = "",
         policy: Policy | PolicyFile | str | os.PathLike[str] | None = None,
         trusted: bool = False,
         timeout: float = 300.0,
@@ -70,6 +72,7 @@ class Gate:
         self.notifier = notifier
         self.session_id = session_id
         self.server = events.check_name(server, "server")
+        self.server_identity = server_identity
         self.timeout = timeout
         self._policy = PolicyFile(policy) if isinstance(policy, str | os.PathLike) else policy
         self._trusted = trusted
@@ -227,13 +230,14 @@ class GatedCall:
 
         async def check_edit(edited: Any) -> str | None:
             again = await self._gate.decide(self._tool, edited, len(events.encode(edited)))
-            return f"policy, {again.rule}: {again.reason or 'denied'}" if again.decision == "deny" else None
+            return _against_edit(verdict, again)
 
         options = CallOptions(
             risk_level=verdict.risk_level, require_permission=verdict.decision == "ask",
             tool_call_id=self.tool_call_id, server=self._gate.server, timeout=verdict.timeout or self._gate.timeout,
             editable=verdict.editable and whole, schema=self._tool.input_schema, shown=shown, rule=verdict.rule,
-            check_edit=check_edit,
+            check_edit=check_edit, truncated=not whole, server_identity=self._gate.server_identity,
+            message=_clean(verdict.reason)[: events.MESSAGE_LIMIT] if verdict.reason else None,
         )  # fmt: skip
         return ToolCall(self._gate.notifier, self._gate.session_id, self._tool.name, arguments, options)
 
@@ -262,6 +266,18 @@ class GatedCall:
         await self._gate.notifier.audit(self._gate.session_id, entry)
 
 
+def _against_edit(asked: Verdict, edited: Verdict) -> str | None:
+    """Return why edited parameters may not run: the user was not asked about what the policy makes of them."""
+    if edited.decision == "deny":
+        return f"policy, {edited.rule}: {edited.reason or 'denied'}"
+    rank = events.RISK_LEVELS.index
+    if rank(edited.risk_level) > rank(asked.risk_level):
+        return f"policy, {edited.rule}: the edit makes it {edited.risk_level}, and {asked.risk_level} was asked about"
+    if edited.decision == "ask" and not edited.editable:
+        return f"policy, {edited.rule}: nobody may edit parameters into this; ask for it as it is"
+    return None
+
+
 def refusal(error: AgentSseError) -> dict[str, Any]:
     """Return the ``CallToolResult`` (JSON) that tells the model why a call did not run, or was interrupted."""
     return {"content": [{"type": "text", "text": refusal_text(error)}], "isError": True}
@@ -278,6 +294,8 @@ def refusal_text(error: AgentSseError) -> str:
     decision = error.decision
     if decision.outcome == "expired":
         return "The tool was not run: nobody answered the permission request in time."
+    if decision.outcome == "cancelled" and decision.resolved_by not in {None, "agent", "lease"}:
+        return "The tool was not run: the user cancelled the call." + _said(decision.reason)
     if decision.outcome == "cancelled":
         return "The tool was not run: the permission request was withdrawn." + _said(decision.reason)
     if (decision.resolved_by or "").startswith("policy"):
