@@ -80,6 +80,8 @@ class ToolCall:
         if options.parent_tool_call_id is not None:
             self._details["parent_tool_call_id"] = events.check_name(options.parent_tool_call_id, "parent_tool_call_id")
         self._shown = notifier.masker.mask(self.parameters) if options.shown is None else options.shown
+        # What is hidden in the parameters must not come back in what the tool says of them.
+        self.masker = notifier.masker.knowing(self.parameters)
         self._start_time = events.timestamp()
         self._started = time.monotonic()
         self._progress = Progress(self._publish_step)
@@ -118,7 +120,7 @@ class ToolCall:
         if total is not None:
             step["total"] = _number(total, "total")
         if message is not None:
-            step["message"] = events.check_message(message, "message")
+            step["message"] = self.masker.mask_text(events.check_message(message, "message"))[: events.MESSAGE_LIMIT]
         return step
 
     async def _publish_step(self, step: Mapping[str, Any]) -> str:
@@ -292,7 +294,8 @@ class ToolCall:
 
     async def _result(self, result: object, *, success: bool, error: str | None = None) -> str:
         return await self._notifier.tool_result(
-            self.session_id, self.tool_name, result, success=success, tool_call_id=self.tool_call_id, error=error,
+            self.session_id, self.tool_name, self.masker.mask(result), success=success,
+            tool_call_id=self.tool_call_id, error=None if error is None else self.masker.mask_text(error),
             duration_ms=round((time.monotonic() - self._started) * 1000),
         )  # fmt: skip
 

@@ -288,6 +288,28 @@ async def test_gate_hides_secrets_from_all_but_the_tool(room: Room) -> None:
     assert "abcdefghijklmnop" not in said
 
 
+async def test_gate_hides_the_parameters_secrets_in_all_that_follows(room: Room) -> None:
+    """What is hidden in the parameters does not come back in progress, result or error."""
+    arguments = {"path": "a", "password": "s3cr3t-value-2"}
+    for name, failing in (("first", False), ("second", True)):
+        calling = asyncio.create_task(_repeat_secret(room, name, arguments, failing))
+        await room.user.answers()
+        await asyncio.gather(calling, return_exceptions=True)
+    said = json.dumps([await room.user.valkey.entries(room.user.session), await room.user.audit()])
+    assert all(word in said for word in ("trying", "it was", "no entry for"))
+    assert "s3cr3t-value-2" not in said
+
+
+async def _repeat_secret(room: Room, name: str, arguments: dict[str, Any], failing: bool) -> None:
+    async with room.gate.call(Tool(name), arguments) as call:
+        call.progress(1, message="trying s3cr3t-value-2")
+        if failing:
+            raise LookupError("no entry for s3cr3t-value-2")
+        call.finish(
+            {"content": [{"type": "text", "text": "it was s3cr3t-value-2"}], "structuredContent": {"s3cr3t-value-2": 1}}
+        )
+
+
 async def test_gate_hides_secrets_in_results(room: Room) -> None:
     """What a tool returns is shown without them; an error text too."""
     async with room.gate.call(Tool("read"), {}) as call:

@@ -28,6 +28,7 @@ from agent_sse.errors import (
     RedisUnavailable,
     ToolCallCancelled,
 )
+from agent_sse.masking import Masker
 from agent_sse.notifier import SimpleNotifier
 from agent_sse.policy import DEFAULT_POLICY, Policy, Verdict
 from agent_sse.policy_file import PolicyFile
@@ -100,10 +101,10 @@ class Gate:
 
         return judge() if size <= INLINE else await asyncio.to_thread(judge)
 
-    def shown(self, value: object) -> object:
+    def shown(self, value: object, masker: Masker) -> object:
         """Return a value as users see it: secrets masked, and cut when an event could not hold it."""
         limit = self.notifier.settings.max_event_bytes // 3
-        return shorten(value, lambda item: len(events.encode(item)), limit, self.notifier.masker.mask)
+        return shorten(value, lambda item: len(events.encode(item)), limit, masker.mask)
 
 
 class GatedCall:
@@ -152,7 +153,7 @@ class GatedCall:
     async def _enter(self) -> None:
         arguments: dict[str, Any] = json.loads(self._frozen)
         verdict = await self._gate.decide(self._tool, arguments, len(self._frozen))
-        shown = self._gate.shown(arguments)
+        shown = self._gate.shown(arguments, self._gate.notifier.masker)
         if verdict.decision == "deny":
             await self._deny(verdict, shown)
         call = self._tool_call(verdict, arguments, shown)
@@ -216,7 +217,7 @@ class GatedCall:
         if self._call is None:
             return
         try:
-            shown = self._gate.shown(result)
+            shown = self._gate.shown(result, self._call.masker)
             events.encode(shown)
         except InvalidEvent as error:
             log.warning("the result of call %s cannot be shown: %s", self.tool_call_id, error)
