@@ -107,8 +107,9 @@ class Masker:
     def knowing(self, value: object) -> Masker:
         """Return a masker that hides, wherever it stands, what this one hides in ``value`` as well.
 
-        So a call's results and errors tell no secret of its parameters: as it is, in JSON, or in a URL. It is the very masker when nothing is hidden. Never show with it what is to be approved: who wrote the
-        parameters chose what it hides.
+        So a call's results and errors tell no secret of its parameters: as it is, in JSON, or in a URL. It is the very
+        masker when nothing is hidden. Never show with it what is to be approved: who wrote the parameters chose what
+        it hides.
         """
         texts = self.hidden_texts(value) if self._may_hide(value) else frozenset()
         if not texts:

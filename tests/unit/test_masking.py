@@ -225,7 +225,8 @@ def test_hidden_texts_are_those_that_masking_hides() -> None:
     key = TOKENS[2]
     value = {
         "password": "hunter2pass", "command": "x --token abc123def; ls", key: "shown as it is",
-        "credentials": {"a": ["deep-secret", 12345678]}, "otp": "12345", "api_key": "$MY_API_KEY", "secret": MASK, "path": "/etc/hosts",
+        "credentials": {"a": ["deep-secret", 12345678]},
+        "otp": "12345", "api_key": "$MY_API_KEY", "secret": MASK, "path": "/etc/hosts",
     }  # fmt: skip
     assert {"hunter2pass", "abc123def", "deep-secret", "12345678", key} == MASKER.hidden_texts(value)
     assert frozenset() == MASKER.hidden_texts({"path": "/etc/hosts"})
