@@ -214,17 +214,32 @@ def guard(
     session: Annotated[str, typer.Option(help="The session in which the calls are shown.")],
     owner: Annotated[str | None, typer.Option(help="Open the session for this subject of tokens.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Policy file (TOML); read again when it changes.")] = None,
-    name: Annotated[str | None, typer.Option(help="The server's name in policy and events.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="The server's name in policy and events (default: the package, image, program or script of the "
+            "command, for a URL its host and path)."
+        ),
+    ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Believe what the server says of its tools.")] = False,
     url: Annotated[str | None, typer.Option(help="Guard the MCP server at this URL instead of a command.")] = None,
     header: Annotated[
         list[str] | None, typer.Option(help="'Name: value' for the URL; ${NAME} is replaced from the environment.")
     ] = None,
     http: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Serve streamable HTTP on this port instead of stdio.")
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Serve streamable HTTP at http://127.0.0.1:PORT/mcp instead of stdio; 0 = any port."
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for each permission.")] = 300.0,
-    call_timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds that a tool may take.")] = None,
+    call_timeout: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds that a tool may take without an answer or progress; 0 = without end."),
+    ] = 600.0,
+    env_file: Annotated[
+        Path | None, typer.Option(help="Read AGENT_SSE_* from this file too; a .env is not read by itself.")
+    ] = None,
     command: Annotated[
         list[str] | None, typer.Argument(metavar="[-- COMMAND…]", help="What starts the server.")
     ] = None,
@@ -237,7 +252,7 @@ def guard(
 
     options = guard_command.Options(
         session=session, owner=owner, policy=policy, name=name, trust=trust, url=url, headers=header or [],
-        http_port=http, timeout=timeout, call_timeout=call_timeout, command=command or [],
+        http_port=http, timeout=timeout, call_timeout=call_timeout, env_file=env_file, command=command or [],
     )  # fmt: skip
     if status := _run(guard_command.run(options)):
         raise typer.Exit(status)

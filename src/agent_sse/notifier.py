@@ -11,6 +11,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -78,17 +79,18 @@ class SimpleNotifier:
             raise ConfigurationError(describe(error)) from None
 
     @classmethod
-    def from_env(cls, **settings: Any) -> Self:
-        """Return a notifier with the service's ``AGENT_SSE_*`` environment variables and ``.env``.
+    def from_env(cls, *, env_file: Path | None = Path(".env"), **settings: Any) -> Self:
+        """Return a notifier with the service's ``AGENT_SSE_*`` environment variables and those of ``env_file``.
 
         Without ``AGENT_SSE_REDIS_URL`` it uses the embedded Valkey of the service that runs for this user. ``settings``
-        win over the environment. Raises :class:`ConfigurationError` for an unknown or wrong one.
+        win over the environment, and that over the file. ``env_file=None`` reads none: what others start in a folder of
+        their choice must not believe what lies there. Raises :class:`ConfigurationError` for an unknown or wrong one.
         """
         unknown = sorted(settings.keys() - Settings.model_fields.keys())
         if unknown:  # in the environment and in `.env` others may stand, here it is a misspelt one
             raise ConfigurationError(f"there is no setting {', '.join(unknown)}")
         try:
-            return cls(RedisSettings(**settings))
+            return cls(RedisSettings(_env_file=env_file, **settings))
         except ValidationError as error:
             raise ConfigurationError(describe(error)) from None
 

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 import mcp_parts
-from agent_sse.mcp.guard.run import default_name
+from agent_sse.mcp.gate import Tool
+from agent_sse.mcp.guard import messages, tools
+from agent_sse.mcp.guard.names import default_name, identity_of, url_name
 from harness import processes_with, until
 from mcp_parts import RawHost, hostile, journal, until_journal
 
@@ -233,6 +235,14 @@ async def test_guard_ends_a_call_that_takes_too_long(folder: Path) -> None:
     assert "failed" in happened(folder, "hang")
 
 
+async def test_guard_gives_a_call_more_time_at_each_progress(folder: Path) -> None:
+    """A tool that tells how far it is has time from then on; what it says last is its last sign of life."""
+    async with guarding(folder, call_timeout=0.5) as host:
+        await call(host, 1, "progress-hang")
+        answer = await host.answer(1)
+    assert "did not answer within 0.5 s of its last sign of life" in str(answer)
+
+
 # -- ends -------------------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +337,19 @@ async def test_guard_drops_garbage_and_goes_on(folder: Path) -> None:
     assert "\x1b" not in host.errors
 
 
+async def test_guard_masks_secrets_in_what_it_says_of_a_server(folder: Path) -> None:
+    """Neither the log nor the host is told a credential that a server writes where no message belongs."""
+    async with guarding(folder) as host:
+        await call(host, 1, "confess")
+        answer = await host.answer(1)
+        assert 1 == await host.end()
+    assert "cannot log in with password=" in str(answer)
+    assert "hunter2" not in str(answer)
+    said = [line for line in host.errors.splitlines() if "dropped" in line or "last words" in line]
+    assert [] == [line for line in said if "hunter2" in line or "sk-proj" in line]
+    assert 2 <= len(said)
+
+
 async def test_guard_passes_a_large_result_whole(folder: Path) -> None:
     """50 MB reach the host to the last byte, and the gate is handed them as well."""
     async with guarding(folder) as host:
@@ -403,18 +426,100 @@ async def test_guard_reads_a_file_and_writes_one(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "name"),
     [
-        ("npx -y @modelcontextprotocol/server-filesystem /tmp", "server-filesystem"),
-        ("uvx mcp-server-git@2026.10 --repository .", "mcp-server-git"),
-        ("uv run server.py", "server"),
-        ("python -m mcp_server_time", "mcp_server_time"),
-        ("/usr/bin/python3 /srv/weather.py", "weather"),
-        ("docker run -i --rm mcp/fetch", "fetch"),
-        ("./server", "server"),
+        ("npx -y @modelcontextprotocol/server-filesystem /tmp", "@modelcontextprotocol/server-filesystem"),
+        ("npx -y @evil/server-filesystem@1.2 /tmp", "@evil/server-filesystem"),
+        ("npx --package=@a/b run-it", "@a/b"),
+        ("npx -y -p @a/b@2 run-it", "@a/b"),
+        ("npm exec --yes @a/b -- x", "@a/b"),
+        ("npx github:user/server", "github:user/server"),
         ("npx", "npx"),
-        ("node /srv/node_modules/@scope/server-git/dist/index.js stdio", "server-git"),
+        ("uvx mcp-server-git@2026.10 --repository .", "mcp-server-git"),
+        ("uvx --from mcp-server[cli]==1.0 run-it", "mcp-server"),
+        ("uvx --from git+https://me:secret@example.com/a/b@v1 run-it", "example.com/a/b"),
+        ("uvx --python 3.12 --with x mcp-server-git", "mcp-server-git"),
+        ("uv run server.py", "server"),
+        ("uv --directory /srv/notes run server.py", "server"),
+        ("python -m mcp_server_time", "mcp_server_time"),
+        ("python3.11 -W error -m mcp_server_time", "mcp_server_time"),
+        ("/usr/bin/python3 /srv/weather.py", "weather"),
+        ("/usr/bin/python3 /srv/weather/main.py", "weather"),
+        ("node --require ./x.js /srv/node_modules/@scope/server-git/dist/index.js stdio", "@scope/server-git"),
+        ("node /srv/node_modules/server-git/dist/index.js stdio", "server-git"),
+        ("docker run -i --rm mcp/fetch", "mcp/fetch"),
+        ("docker run -i -v /a:/b -e KEY=1 --name x --network=host -p 1:2 reg.io:5000/mcp/fetch:1@sha256:ab c",
+         "reg.io:5000/mcp/fetch"),
+        ("podman run --mount type=bind,src=a,dst=b -w /x -u 1 --entrypoint sh image:latest", "image"),
+        ("env A=1 -u B npx -y @a/b", "@a/b"),
+        ("./server", "server"),
         ("/usr/local/bin/server", "server"),
     ],
-)
+)  # fmt: skip
 def test_guard_names_a_server_after_its_command(command: str, name: str) -> None:
     """The name that rules trust comes from the command, never from the server."""
     assert name == default_name(command.split())
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://example.com/mcp", "example.com/mcp"),
+        ("https://me:secret@example.com:8443/a/mcp/?key=secret#x", "example.com:8443/a/mcp"),
+        ("http://example.com:80/", "example.com"),
+        ("http://[::1]:9000/mcp", "[::1]:9000/mcp"),
+    ],
+)
+def test_guard_names_a_url_after_its_place(url: str, name: str) -> None:
+    """Servers at one host are told apart, and nothing that may be secret is in the name."""
+    assert name == url_name(url)
+
+
+def test_guard_tells_programs_of_one_name_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other words, another folder or another URL is another program; the same again is the same."""
+    made = [identity_of(["./server", "a"], None), identity_of(["./server", "b"], None), identity_of([], "http://a/")]
+    again = identity_of(["./server", "a"], None)
+    monkeypatch.chdir(folder)
+    assert 4 == len({*made, identity_of(["./server", "a"], None)})
+    assert made[0] == again
+
+
+# -- what is known of the tools ---------------------------------------------------------------------------------------
+
+
+class Listing:
+    """A server that lists one tool, and how often it has."""
+
+    def __init__(self) -> None:
+        self.tools = tools.Tools(self.ask)
+        self.count = 0
+
+    async def ask(self, method: str, *_: Any) -> messages.Message:
+        self.count += 1
+        annotations = {"readOnlyHint": self.count == 1}
+        return messages.result(1, {"tools": [{"name": "known", "annotations": annotations}]})
+
+    async def find(self, name: str) -> Tool:
+        return await self.tools.find(name, messages.make({"id": 1, "method": "tools/call"}))
+
+
+async def test_guard_does_not_list_again_for_each_call_of_a_tool_that_is_not_there() -> None:
+    """A name that no listing has is looked for once in a while, and again when the tools have changed."""
+    listing = Listing()
+    assert [Tool("none")] * 3 == [await listing.find("none") for _ in range(3)]
+    assert 1 == listing.count
+    listing.tools.forget()
+    await listing.find("none")
+    assert 2 == listing.count
+
+
+async def test_guard_believes_a_listing_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing that is stale is asked for anew, and what it says now counts."""
+    listing = Listing()
+    first = [await listing.find("known") for _ in range(2)]
+    assert 1 == listing.count
+    monkeypatch.setattr(tools, "FRESH", 0.0)
+    listing.tools.forget()
+    await listing.find("known")
+    monkeypatch.setattr(tools, "FRESH", 60.0)
+    last = await listing.find("known")
+    assert ([{"readOnlyHint": True}] * 2, {"readOnlyHint": False}) == ([t.annotations for t in first], last.annotations)
+    assert 3 == listing.count

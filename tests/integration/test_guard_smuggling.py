@@ -20,6 +20,7 @@ from mcp_parts import RawHost, hostile, journal, until_journal
 
 CALL = '"method":"tools/call","params":{"name":"denied","arguments":{"a":1}}'
 HIDDEN = '{"jsonrpc":"2.0","id":9,' + CALL + "}"
+ALLOWED = HIDDEN.replace("denied", "tool0")
 
 
 @pytest.fixture
@@ -84,6 +85,27 @@ ATTEMPTS = {
     "a NUL in the middle": HIDDEN.replace(",", ",\0"),
 }  # fmt: skip
 
+# Two messages in one to a server whose JSON reader does not look at the case of names.
+CASES = {
+    "a method in capitals": HIDDEN.replace('"method"', '"METHOD"'),
+    "a method in capitals beside another": '{"id":9,"method":"ping",' + CALL.replace("method", "Method") + "}",
+    "a method in capitals before another": '{"id":9,' + CALL.replace("method", "Method") + ',"method":"ping"}',
+    "a method in capitals, escaped": '{"id":9,"method":"ping",' + CALL.replace("method", "\\u004dethod") + "}",
+    "a method in capitals in a response": HIDDEN.replace('"method"', '"Method"')[:-1] + ',"result":{}}',
+    "other parameters in capitals": ALLOWED[:-1] + ',"Params":{"name":"denied"}}',
+    "parameters with a long s": ALLOWED[:-1] + ',"param\u017f":{"name":"denied"}}',
+    "an id in capitals": ALLOWED[:-1] + ',"ID":"denied"}',
+    "a name in capitals": HIDDEN.replace('"name":"denied"', '"name":"tool0","Name":"denied"'),
+    "a name in capitals only": HIDDEN.replace('"name"', '"NAME"'),
+    "arguments in capitals": ALLOWED[:-2] + ',"Arguments":{"a":"denied"}}}',
+    "arguments in capitals only": ALLOWED.replace('"arguments":{"a":1}', '"ARGUMENTS":{"a":"denied"}'),
+    "an argument in capitals": ALLOWED.replace('"a":1', '"a":1,"A":"denied"'),
+    "an argument with a Kelvin sign": ALLOWED.replace('"a":1', '"k":1,"\u212a":"denied"'),
+    "an argument in capitals, deep": ALLOWED.replace('"a":1', '"a":[[{"b":{"Xy":1,"xY":"denied"}}]]'),
+    "a task in capitals": ALLOWED[:-2] + ',"Task":{"ttl":"denied"}}}',
+}
+ATTEMPTS |= CASES
+
 
 def attempts() -> Iterator[tuple[str, bytes]]:
     """Return every attempt, each with an id of its own."""
@@ -112,6 +134,38 @@ async def test_guard_and_server_read_doubled_keys_alike(host: RawHost, folder: P
     await host.answer(9)
     assert ["tools/call", "tool0", {"a": 1}] in seen(folder)
     assert ["tool0", "executing", {"a": 1}] in journal(folder)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_guard_refuses_names_that_differ_in_their_case_only(name: str) -> None:
+    """What a reader without regard to case would read in another way is no message."""
+    with pytest.raises(messages.BadMessage, match="case only"):
+        messages.from_host(CASES[name].encode())
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "what"),
+    [
+        ('{"id":9,"method":"ping","Method":"tools/call"}', -32600, '"Method"'),
+        ('{"id":9,"Method":"tools/call"}', -32600, '"Method"'),
+        (HIDDEN.replace('"name"', '"name":"tool0","Name"'), -32600, '"Name"'),
+        (HIDDEN.replace('"a":1', '"path":1,"Path":2'), -32602, '"path" and "Path"'),
+    ],
+)
+async def test_guard_says_which_name_it_does_not_pass(host: RawHost, line: str, code: int, what: str) -> None:
+    """The host is told which name is written in a way that servers read differently."""
+    await host.write(line.encode())
+    error = (await host.answer(9))["error"]
+    assert code == error["code"]
+    assert what in error["message"]
+
+
+async def test_guard_passes_names_that_only_look_alike_elsewhere(host: RawHost, folder: Path) -> None:
+    """Capitals in names of one's own are nobody's business, and the same name in two objects is two names."""
+    arguments = {"Method": "x", "NAME": {"path": 1}, "list": [{"Path": 1}, {"path": 2}], "straße": 1}
+    await host.send("tools/call", {"name": "tool0", "arguments": arguments, "Other": 1}, id=9)
+    await host.answer(9)
+    assert ["tools/call", "tool0", arguments] in seen(folder)
 
 
 async def test_guard_refuses_invalid_utf8(host: RawHost, folder: Path) -> None:

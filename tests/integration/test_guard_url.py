@@ -207,12 +207,12 @@ async def test_guard_says_that_nobody_listens_at_a_url(folder: Path) -> None:
         assert 0 == await host.close()
 
 
-@pytest.mark.parametrize("url", ["ftp://example.com/", "nonsense", "http://"])
+@pytest.mark.parametrize("url", ["ftp://example.com/", "nonsense", "http://", "http://a:b/"])
 async def test_guard_refuses_a_url_that_is_none(folder: Path, url: str) -> None:
     """A URL that cannot be one of an MCP server is one clear line and status 2."""
     async with RawHost(mcp_parts.guard_command(folder, url=url)) as host:
         assert 2 == await host.end()
-    assert "begins with http:// or https://" in host.errors
+    assert "the URL of an MCP server is http:// or https://" in host.errors
 
 
 async def test_guard_keeps_the_session_of_a_url(folder: Path) -> None:

@@ -108,10 +108,11 @@ async def main(options: dict[str, Any]) -> int:
         url, session, policy = options.pop("redis_url"), options.pop("session"), load_policy(options.pop("policy"))
         async with SimpleNotifier.from_url(url) as notifier:
             return await run_guard(
-                GuardOptions(**options), lambda name: Gate(notifier, session, server=name, policy=policy)
+                GuardOptions(**options),
+                lambda name, identity: Gate(notifier, session, server=name, server_identity=identity, policy=policy),
             )
     calls.refusal = refusal
-    return await run_guard(GuardOptions(**options), lambda _: FakeGate(folder))  # type: ignore[arg-type,return-value]
+    return await run_guard(GuardOptions(**options), lambda *_: FakeGate(folder))  # type: ignore[arg-type,return-value]
 
 
 if __name__ == "__main__":

@@ -78,6 +78,12 @@ def unreadable(request: Any) -> None:
     sys.stdout.buffer.flush()
 
 
+def confess(request: Any) -> None:
+    sys.stdout.write("using API_KEY=sk-proj-abcdefghijklmnopqrstuvwxyz0123456789\n")
+    sys.stdout.flush()
+    die("cannot log in with password=hunter2hunter2 at postgres://me:hunter2hunter2@db/x", 4)
+
+
 def large(size: int) -> Callable[[Any], None]:
     return lambda request: say({"id": request["id"], "result": content("x" * size)})
 
@@ -89,8 +95,11 @@ def never(request: Any) -> None:
 def by_name(request: Any) -> None:
     """Do as the tool's name says; every kind of server does so."""
     name = request["params"]["name"]
+    if name.startswith("progress-"):
+        token = request["params"]["_meta"]["progressToken"]
+        say({"method": "notifications/progress", "params": {"progressToken": token, "progress": 1}})
     acts = {"crash": crash, "kill": kill_itself, "mute": close_output, "garbage": garbage, "large": large(50_000_000),
-            "toolarge": large(70_000_000), "hang": never, "unreadable": unreadable}  # fmt: skip
+            "toolarge": large(70_000_000), "hang": never, "unreadable": unreadable, "confess": confess}  # fmt: skip
     for part, act in acts.items():
         if part in name.split("-"):
             act(request)

@@ -1,6 +1,7 @@
 """Live status and human approval around MCP tool calls: for a client, inside a server, or as a guard in front of one.
 
-Needs the extra ``agent-sse[mcp]``. Never imported by the service: `import mcp` patches uvicorn's signal handling.
+The client and the middleware need the extra ``agent-sse[mcp]``, gate and guard do not. Never imported by the service:
+`import mcp` patches uvicorn's signal handling.
 """
 
 from __future__ import annotations
@@ -42,18 +43,17 @@ _HOMES = {
     "guard_client": "agent_sse.mcp.client",
     "load_policy": "agent_sse.policy_file",
 }
+_OF_THE_SDK = frozenset({"GateMiddleware", "GuardedClient", "guard_client"})
 
 
 class McpMissing(ConfigurationError, ImportError):
     """The package of MCP's SDK is not installed."""
 
 
-if find_spec("mcp") is None:
-    raise McpMissing("agent_sse.mcp needs the package mcp: pip install 'agent-sse[mcp]'")
-
-
 def __getattr__(name: str) -> Any:
     """Import what is asked for (PEP 562): the gate does without the SDK, which takes its time."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _OF_THE_SDK and find_spec("mcp") is None:
+        raise McpMissing(f"{name} needs the package mcp: pip install 'agent-sse[mcp]'")
     return getattr(import_module(_HOMES[name]), name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from agent_sse.errors import ConfigurationError, RedisRefused, RedisUnavailable
 from agent_sse.keys import check_session_id
@@ -17,16 +19,21 @@ from agent_sse.mcp.guard.headers import configured
 from agent_sse.mcp.guard.run import GuardOptions, run_guard
 from agent_sse.notifier import SimpleNotifier
 from agent_sse.policy_file import PolicyFile
+from agent_sse.settings import RedisSettings
+from agent_sse.state_dir import socket_path, state_dir
+from agent_sse.terminal import escape
 
 log = logging.getLogger("agent_sse.guard")
 
 OPENING_SECONDS = 2.0
 RETRY_SECONDS = 2.0
 
+_PLAIN = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was typed; see `agent-sse guard --help`. Times in seconds."""
+    """What was typed; see `agent-sse guard --help`. Times in seconds, ``call_timeout`` 0 for ever."""
 
     session: str
     owner: str | None
@@ -35,9 +42,10 @@ class Options:
     trust: bool
     url: str | None
     headers: Sequence[str]
+    env_file: Path | None
     http_port: int | None
     timeout: float
-    call_timeout: float | None
+    call_timeout: float
     command: Sequence[str]
 
 
@@ -52,9 +60,15 @@ async def run(options: Options) -> int:
     headers = dict(configured(line, os.environ) for line in options.headers)
     guarded = GuardOptions(
         command=tuple(options.command), url=options.url, headers=headers,
-        http_port=options.http_port, server_name=options.name, call_timeout=options.call_timeout,
+        http_port=options.http_port, server_name=options.name, call_timeout=options.call_timeout or None,
     )  # fmt: skip
-    notifier = SimpleNotifier.from_env()
+    if options.env_file is not None and not options.env_file.is_file():
+        raise ConfigurationError(f"there is no file {escape(str(options.env_file))}; check --env-file")
+    # Hosts start servers in a project's folder: a `.env` there is the project's, and must not say who is asked.
+    notifier = SimpleNotifier.from_env(env_file=options.env_file)
+    guarded.check()
+    log.info("guarding %s in session %s", escape(guarded.name), options.session)
+    log.info("events and questions go to %s", _told(notifier.settings, options.env_file))
     opening = asyncio.create_task(_open(notifier, options))
     try:
         # A short while, so that a wrong owner ends the guard before the host relies on it.
@@ -62,10 +76,11 @@ async def run(options: Options) -> int:
         if opening.done():
             opening.result()
 
-        def make_gate(server: str) -> Gate:
+        def make_gate(server: str, identity: str) -> Gate:
             return Gate(
-                notifier, options.session, server=server, policy=policy, trusted=options.trust, timeout=options.timeout
-            )
+                notifier, options.session, server=server, server_identity=identity, policy=policy,
+                trusted=options.trust, timeout=options.timeout,
+            )  # fmt: skip
 
         return await run_guard(guarded, make_gate)
     finally:
@@ -92,6 +107,35 @@ async def _open(notifier: SimpleNotifier, options: Options) -> None:
                 log.error("tool calls are refused until it is there: %s", error)
             told = True
             await asyncio.sleep(RETRY_SECONDS)
+
+
+def _told(settings: RedisSettings, env_file: Path | None) -> str:
+    """Say which Redis is used, without what may be secret in its URL, and who said so."""
+    if settings.redis_url:
+        return f"{_shown(settings.redis_url)} ({_said_by('AGENT_SSE_REDIS_URL', env_file)})"
+    try:
+        socket = socket_path(state_dir(settings.state_dir))
+    except ConfigurationError as error:
+        return f"nobody: {error}"
+    named = settings.state_dir is not None
+    by = _said_by("AGENT_SSE_STATE_DIR", env_file) if named else "no AGENT_SSE_REDIS_URL"
+    return f"the embedded Valkey at {escape(str(socket))} ({by})"
+
+
+def _said_by(name: str, env_file: Path | None) -> str:
+    in_environment = any(known.upper() == name for known in os.environ)
+    return f"{name} of {'the environment' if in_environment else escape(str(env_file))}"
+
+
+def _shown(url: str) -> str:
+    """Return a Redis URL without its user, password and options."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return escape(f"unix://{parts.path}")
+    hosts = parts.netloc.rpartition("@")[2]
+    if not all(_PLAIN.fullmatch(host) for host in hosts.split(",")):
+        return f"{escape(parts.scheme)}://…"
+    return escape(f"{parts.scheme}://{hosts}")
 
 
 def _log_to_stderr() -> None:

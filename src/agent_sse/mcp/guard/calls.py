@@ -11,15 +11,18 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from agent_sse.errors import AgentSseError, PermissionDenied, ToolCallCancelled
+from agent_sse.errors import AgentSseError, InvalidEvent, PermissionDenied, ToolCallCancelled
 from agent_sse.mcp.gate import Gate, GatedCall, Tool, refusal
 from agent_sse.mcp.guard import messages, tasks
 from agent_sse.mcp.guard.flight import Flight, Rounds, text_result
 from agent_sse.mcp.guard.messages import Id, Message, key
+from agent_sse.mcp.guard.patience import Patience
 from agent_sse.mcp.guard.sides import CallTimedOut, HostSide, ServerGone, ServerSide
 from agent_sse.mcp.guard.tools import Ask, Tools
+from agent_sse.terminal import escape
 
 MAX_CALLS = 256  # calls of one host that wait for permission or an answer
+SHOWN = 200  # characters of a tool's name in the log
 CLOSE_TIMEOUT = 3.0  # s, for telling the browser that the calls are cancelled
 
 log = logging.getLogger("agent_sse.guard")
@@ -36,7 +39,7 @@ class _ErrorAnswer(AgentSseError):
 class Calls:
     """Calls between one host and one server, and what is known of the tools.
 
-    ``ask`` sends a request of the guard's own; ``timeout`` (s) is for a tool's answer, None for ever.
+    ``ask`` sends a request of the guard's own; for ``timeout`` (s) a tool may say nothing, None for ever.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Calls:
                 messages.INTERNAL_ERROR, f"{MAX_CALLS} tool calls are on their way; wait for some of them", request.id
             )
         self._count += 1
-        flight = Flight(request, name, arguments, own_token=f"{self._prefix}{self._count}")
+        flight = Flight(request, name, arguments, f"{self._prefix}{self._count}", Patience(self._timeout))
         self._track(flight)
         flight.task = asyncio.create_task(self._run(flight), name=f"tools/call {self._count}")
         flight.task.add_done_callback(lambda _: self._untrack(flight))  # one that is cancelled at once never runs
@@ -211,11 +214,11 @@ class Calls:
         return answer
 
     async def _follow(self, flight: Flight, task: Mapping[str, Any], answer: Message) -> Message:
-        followed = flight.task_of_server = self.tasks.follow(task)
+        followed = flight.task_of_server = self.tasks.follow(task, flight.patience.heard)
         flight.told = True
         try:
             await self._host.deliver(answer, flight.request.id)
-            async with asyncio.timeout(self._timeout):
+            async with flight.patience.limit():
                 return await followed.end(self._ask, flight.request.headers)
         except (TimeoutError, asyncio.CancelledError) as error:
             if followed.lost is None and followed.status not in tasks.ENDED:
@@ -225,7 +228,7 @@ class Calls:
                     own, messages.make({"jsonrpc": "2.0", "id": own, "method": "tasks/cancel", "params": params})
                 )
             if isinstance(error, TimeoutError):
-                raise CallTimedOut(f"{flight.name} did not end within {self._timeout:g} s") from None
+                raise CallTimedOut(f"{flight.name} did not end {flight.patience}") from None
             raise
         finally:
             self.tasks.leave(followed)
@@ -234,11 +237,11 @@ class Calls:
         message, request_id = flight.outgoing(call.arguments, tool), flight.request.request_id
         response = flight.expect()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with flight.patience.limit():
                 await self._server.send(message)
                 return await response
         except TimeoutError:
-            text = f"{flight.name} did not answer within {self._timeout:g} s"
+            text = f"{flight.name} did not answer {flight.patience}"
             self._server.cancel(request_id, messages.cancelled(request_id, text))
             raise CallTimedOut(text + "; it may or may not have had an effect") from None
         except asyncio.CancelledError:
@@ -271,5 +274,8 @@ def _unreported(flight: Flight, error: AgentSseError) -> Message:
     if flight.call is not None:
         log.error("a tool call failed: %s", error)
         return flight.refused(text_result(f"The tool call failed: {error}"))
-    log.error("a tool call was not allowed, as nobody could be asked: %s", error)
+    if isinstance(error, InvalidEvent):  # no event can hold it, so the log is all that tells of it
+        log.error("a call of the tool %s was refused: %s", escape(flight.name)[:SHOWN], error)
+    else:
+        log.error("a tool call was not allowed, as nobody could be asked: %s", error)
     return flight.refused(refusal(error))

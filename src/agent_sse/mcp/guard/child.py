@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from agent_sse.errors import ConfigurationError
+from agent_sse.masking import Masker
 from agent_sse.mcp.guard import messages
 from agent_sse.mcp.guard.messages import Id, Message
 from agent_sse.mcp.guard.pipes import CHUNK, EDGE, LineReader, PipeWriter, TooLong, reader_of, writer_of
@@ -38,6 +39,8 @@ kill -KILL -"$group" 2>/dev/null
 """
 
 log = logging.getLogger("agent_sse.guard")
+
+_masker = Masker()
 
 
 class Child:
@@ -175,7 +178,8 @@ class Child:
 
 
 def _shown(line: bytes) -> str:
-    return escape(line[:SHOWN].decode(errors="replace"))
+    # Cut at the end: what is left of a credential would not look like one.
+    return escape(_masker.mask_text(line.decode(errors="replace").strip()))[:SHOWN]
 
 
 class _Watcher:
@@ -234,8 +238,7 @@ class _Errors:
 
     @property
     def last(self) -> str:
-        lines = self._tail.decode(errors="replace").splitlines()
-        return next((escape(line.strip())[:SHOWN] for line in reversed(lines) if line.strip()), "")
+        return next((_shown(line) for line in reversed(self._tail.splitlines()) if line.strip()), "")
 
     def _copy(self) -> None:
         with os.fdopen(self._fd, "rb", 0) as source, suppress(OSError):

@@ -16,6 +16,7 @@ from agent_sse.errors import AgentSseError
 from agent_sse.mcp.gate import GatedCall, Tool
 from agent_sse.mcp.guard import headers, messages
 from agent_sse.mcp.guard.messages import Id, Message, as_object
+from agent_sse.mcp.guard.patience import Patience
 from agent_sse.mcp.guard.sides import ServerGone
 from agent_sse.mcp.guard.tasks import Followed
 
@@ -45,6 +46,7 @@ class Flight:
     name: str
     arguments: dict[str, Any] | None
     own_token: str
+    patience: Patience
     task: asyncio.Task[None] | None = None
     call: GatedCall | None = None  # set once it may run
     answer: Message | None = None  # the server's last word
@@ -111,6 +113,7 @@ class Flight:
         """Tell the gate how far the call is; what is no number is passed over."""
         progress, text = _number(params.get("progress")), params.get("message")
         if self.call is not None and progress is not None:
+            self.patience.heard()
             self.call.progress(progress, _number(params.get("total")), text if isinstance(text, str) else None)
 
     def stop(self, notice: Message) -> None:

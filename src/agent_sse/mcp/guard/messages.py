@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from agent_sse.mcp.guard import spelling
+from agent_sse.terminal import escape
+
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
@@ -188,6 +191,7 @@ def _check(body: object) -> None:
     if not isinstance(body, dict):
         raise BadMessage(INVALID_REQUEST, "a message is a JSON object")
     request_id = as_id(body.get("id"))
+    _check_spelling(body, request_id)
     if "method" in body:
         if not isinstance(body["method"], str):
             raise BadMessage(INVALID_REQUEST, "a method is a string", request_id)
@@ -195,6 +199,28 @@ def _check(body: object) -> None:
             raise BadMessage(INVALID_REQUEST, "a request's id is a string or an integer")
     elif "result" not in body and "error" not in body:
         raise BadMessage(INVALID_REQUEST, "this is neither a request nor a response: it has no method", request_id)
+
+
+def _check_spelling(body: Mapping[str, Any], request_id: Id | None) -> None:
+    """Refuse names that a server which does not look at their case takes for others."""
+    wrong = spelling.misspelt(body, spelling.MESSAGE)
+    if wrong is None and body.get("method") == CALL:
+        params = as_object(body.get("params"))
+        wrong = spelling.misspelt(params, spelling.CALL_PARAMS)
+        if wrong is None and (pair := spelling.doubled(params.get("arguments"))) is not None:
+            raise BadMessage(
+                INVALID_PARAMS, f"the arguments {_quoted(*pair)} differ in their case only: not every server reads"
+                " that alike; send one of them", request_id,
+            )  # fmt: skip
+    if wrong is not None:
+        raise BadMessage(
+            INVALID_REQUEST, f"the name {_quoted(wrong)} differs in its case only from one that means something: not"
+            " every server reads that alike", request_id,
+        )  # fmt: skip
+
+
+def _quoted(*names: str) -> str:
+    return " and ".join(escape(json.dumps(name[:100])) for name in names)  # ASCII: two may look the same
 
 
 def from_server(raw: bytes) -> list[Message]:

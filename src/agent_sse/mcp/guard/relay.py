@@ -25,7 +25,7 @@ log = logging.getLogger("agent_sse.guard")
 
 
 class Relay:
-    """One host and one server; ``call_timeout`` (s) is for a tool's answer, None for ever."""
+    """One host and one server; for ``call_timeout`` (s) a tool may say nothing, None for ever."""
 
     def __init__(self, host: HostSide, server: ServerSide, gate: Gate, *, call_timeout: float | None = None) -> None:
         self._host = host

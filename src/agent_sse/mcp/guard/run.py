@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePath
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from agent_sse.errors import ConfigurationError, InvalidEvent
 from agent_sse.mcp.gate import Gate
 from agent_sse.mcp.guard.child import Child
 from agent_sse.mcp.guard.http_side import PATH, HttpHost
+from agent_sse.mcp.guard.names import default_name, identity_of, url_name
 from agent_sse.mcp.guard.pipes import LineReader, reader_of, standard_streams, writer_of
 from agent_sse.mcp.guard.relay import Relay
 from agent_sse.mcp.guard.serve_http import HOST, http_server
@@ -27,6 +27,8 @@ from agent_sse.terminal import escape
 
 log = logging.getLogger("agent_sse.guard")
 
+CALL_TIMEOUT = 600.0  # s; the time-out that hosts give a call is mostly shorter
+
 EXIT_CRASHED = 1
 EXIT_CONFIGURATION = 2
 
@@ -36,7 +38,7 @@ class GuardOptions:
     """What to guard: a ``command`` to start, or a ``url``.
 
     ``headers`` go with every request to the URL. ``http_port`` serves streamable HTTP instead of standard input and
-    output, 0 takes a free port. ``call_timeout`` (s) is for a tool's answer, None for ever.
+    output, 0 takes a free port. For ``call_timeout`` (s) a tool may give no sign of life, None for ever.
     """
 
     command: Sequence[str] = ()
@@ -44,12 +46,17 @@ class GuardOptions:
     headers: Mapping[str, str] = field(default_factory=dict)
     http_port: int | None = None
     server_name: str | None = None
-    call_timeout: float | None = None
+    call_timeout: float | None = CALL_TIMEOUT
 
     @property
     def name(self) -> str:
         """The name that the policy's rules and the user see. Never what the server says of itself: rules trust it."""
-        return self.server_name or (default_name(self.command) if self.url is None else _host_of(self.url))
+        return self.server_name or (default_name(self.command) if self.url is None else url_name(self.url))
+
+    @property
+    def identity(self) -> str:
+        """What tells the server from another one of the same name."""
+        return identity_of(self.command, self.url)
 
     def check(self) -> None:
         """Find what cannot work. Raises :class:`ConfigurationError`."""
@@ -57,22 +64,22 @@ class GuardOptions:
             raise ConfigurationError("give one server to guard: a command after `--`, or a URL")
         if self.url is not None:
             parts = urlsplit(self.url)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ConfigurationError("the URL of an MCP server begins with http:// or https://")
+            if parts.scheme not in {"http", "https"} or not parts.hostname or not _has_good_port(parts):
+                raise ConfigurationError("the URL of an MCP server is http:// or https://, a host, and a path")
         elif shutil.which(self.command[0]) is None:
             raise ConfigurationError(f"there is no command {escape(self.command[0])}; check what stands after `--`")
 
 
-async def run_guard(options: GuardOptions, make_gate: Callable[[str], Gate]) -> int:
+async def run_guard(options: GuardOptions, make_gate: Callable[[str, str], Gate]) -> int:
     """Guard until the host leaves or a signal comes; return the process's exit status.
 
     0: the host left, or SIGTERM or SIGINT; 1: the server ended by itself; 2: it cannot be started.
-    ``make_gate`` is given the server's name.
+    ``make_gate`` is given the server's name and identity.
     """
     stopped = asyncio.Event()
     try:
         options.check()
-        gate = make_gate(options.name)
+        gate = make_gate(options.name, options.identity)
         with _signals(stopped):
             if options.http_port is not None:
                 return await _over_http(options, gate, options.http_port, stopped)
@@ -144,37 +151,8 @@ def _signals(stopped: asyncio.Event) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-# -- names ------------------------------------------------------------------------------------------------------------
-
-# What starts other programs: the first argument that is no option names the server.
-LAUNCHERS = frozenset(
-    {"npx", "bunx", "pnpx", "uvx", "pipx", "uv", "node", "deno", "bun", "python", "python3", "docker"}
-)
-# Names that say nothing of what a file or folder is for.
-SCRIPTS = frozenset({".py", ".js", ".mjs", ".cjs", ".ts"})
-ENTRIES = frozenset({"index", "main", "server", "cli", "app", "__main__", "dist", "build", "src", "lib", "out", "bin"})
-_VERBS = frozenset({"run", "dlx", "exec", "tool", "-m", "start"})
-
-
-def default_name(command: Sequence[str]) -> str:
-    """Return a name for a server after its command: ``npx -y @scope/server-git DIR`` is ``server-git``."""
-    words = list(command)
-    while words and PurePath(words[0]).name in LAUNCHERS:
-        rest = words[1:]
-        while rest and (rest[0].startswith("-") or rest[0] in _VERBS):
-            rest = rest[1:]
-        if not rest:
-            break
-        words = rest
-    path = PurePath(words[0] if words else "server")
-    if path.suffix in SCRIPTS:
-        path = path.with_suffix("")
-        while path.name in ENTRIES and path.parent.name:  # …/server-git/dist/index.js
-            path = path.parent
-    name = path.name
-    # A version (`package@1.2`, `package==1.2`) is no part of the name.
-    return name.split("==", 1)[0].split("@", 1)[0] or name
-
-
-def _host_of(url: str) -> str:
-    return urlsplit(url).hostname or "server"
+def _has_good_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False

@@ -40,7 +40,8 @@ def of(request: Message, answer: Message) -> Mapping[str, Any] | None:
 class Followed:
     """A task whose end is awaited."""
 
-    def __init__(self, task: Mapping[str, Any]) -> None:
+    def __init__(self, task: Mapping[str, Any], alive: Callable[[], None]) -> None:
+        self._alive = alive
         self.id: str = task["taskId"]
         ttl = _number(task.get("ttl"))
         self._seconds = MAX_SECONDS if ttl is None else min(ttl / 1000 + GRACE, MAX_SECONDS)
@@ -54,6 +55,7 @@ class Followed:
     def heard(self, task: Mapping[str, Any]) -> None:
         """Take note of its status."""
         self._task = task
+        self._alive()
         self._news.set()
 
     def answered(self, response: Message) -> None:
@@ -100,6 +102,7 @@ class Followed:
         if response.result is None:
             raise TaskFailed("the MCP server does not know its own task any more")
         self._task = response.result
+        self._alive()
 
     async def _fetch(self, ask: Ask, headers: Mapping[str, str]) -> None:
         while self._answer is None and self.lost is None and await self._told_within(GRACE):
@@ -114,9 +117,9 @@ class Tasks:
     def __init__(self) -> None:
         self._followed: dict[str, Followed] = {}
 
-    def follow(self, task: Mapping[str, Any]) -> Followed:
-        """Begin to follow a task; do so before the host is told of it."""
-        followed = self._followed[task["taskId"]] = Followed(task)
+    def follow(self, task: Mapping[str, Any], alive: Callable[[], None]) -> Followed:
+        """Begin to follow a task; do so before the host is told of it. ``alive`` is called at all news of it."""
+        followed = self._followed[task["taskId"]] = Followed(task, alive)
         return followed
 
     def leave(self, followed: Followed) -> None:
