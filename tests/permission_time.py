@@ -32,6 +32,10 @@ for i = 1, #flat, 2 do
     end
   end
 end
+for id in pairs(dead) do
+  local due = string.find(id, '^%l:') and tonumber(redis.call('ZSCORE', KEYS[2], id) or nil)
+  if due then redis.call('ZADD', KEYS[2], string.format('%.0f', due - ms), id) end
+end
 local cleared = redis.call('HGET', KEYS[3], 'cleared')
 if cleared then redis.call('HSET', KEYS[3], 'cleared', string.format('%.0f', tonumber(cleared) - ms)) end
 local tip = redis.call('HGET', KEYS[3], 'tip') or '0-0'
@@ -45,7 +49,8 @@ async def let_time_pass(
 ) -> str:
     """Let a session's permission requests grow older, as if Redis' clock had gone on by ``ms``, without waiting.
 
-    Waiters renew their leases meanwhile, but for the requests in ``dead``. With ``wake``, waiters look
+    Waiters renew their leases meanwhile, but for the requests in ``dead``, where `l:` with a call's id stands for the
+    lease of a running call. With ``wake``, waiters look
     again at once. Returns the id of the last event before.
     """
     keys = Keyspace("agent_sse").session(session)

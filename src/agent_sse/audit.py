@@ -15,10 +15,14 @@ from typing import Any
 from agent_sse import events
 from agent_sse.frames import EventId, format_id
 from agent_sse.registry import Registry
+from agent_sse.shorten import shorten
 from agent_sse.store import Store
 
 AHEAD_MS = 1000  # a note of a session says so long in advance that its audit may grow, so that not each entry needs one
 KNOWN_NOTES = 1000  # sessions
+KEPT_BYTES = 16 * 1024  # of parameters as JSON; their digest is over all of them
+ENTRY_BYTES = 64 * 1024
+LARGE = ("parameters", "parameters_patch", "edited_parameters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,26 @@ def read_entry(entry_id: bytes, text: bytes) -> AuditEntry:
 
 def about(*, server: str, risk_level: str, digest: str, parameters: object, rule: str = "") -> bytes:
     """Return what an entry says of a call, as ``"name":value,`` fragments; ``parameters`` as they are shown."""
-    data = {"server": server, "risk_level": risk_level, "digest": digest, "parameters": parameters}
+    data = {"server": server, "risk_level": risk_level, "digest": digest, "parameters": _kept(parameters)}
     if rule:
         data["rule"] = rule
     return events.encode(data)[1:-1] + b","
+
+
+def kept(fragments: bytes) -> bytes:
+    """Return what an entry keeps of an answer's ``"name":value`` fragments."""
+    if len(fragments) <= KEPT_BYTES:
+        return fragments
+    return events.encode(_kept_of(json.loads(b"{" + fragments + b"}")))[1:-1]
+
+
+def _kept_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _kept(value) if name in LARGE else value for name, value in data.items()}
+
+
+def _kept(parameters: object) -> object:
+    """Return parameters, which are masked already, cut to what an entry may hold."""
+    return shorten(parameters, lambda value: len(events.encode(value)), KEPT_BYTES, lambda value: value)
 
 
 class Audit:
@@ -64,14 +84,16 @@ class Audit:
     async def append(self, session_id: str, data: Mapping[str, Any]) -> str:
         """Append an entry and return its id (https://redis.io/docs/latest/commands/xadd/).
 
+        Large parameters are cut; an entry that is larger than 64 KiB all the same is refused.
         Raises :class:`InvalidEvent`, :class:`RedisUnavailable`, :class:`RedisRefused`.
         """
         settings, backend = self._store.settings, self._store.backend
         key = self._store.keyspace.session(session_id).audit
+        entry = events.bounded(events.encode(_kept_of(data)), ENTRY_BYTES)
         await self._note(session_id)  # first: what runs in the service and reads audits must not miss the entry
         added, _ = await backend.commands(
             [
-                ("XADD", key, "MAXLEN", "~", settings.audit_entries, "*", "d", events.encode(data)),
+                ("XADD", key, "MAXLEN", "~", settings.audit_entries, "*", "d", entry),
                 ("PEXPIRE", key, int(settings.audit_retention * 1000)),
             ]
         )

@@ -1,6 +1,7 @@
 """Cancelling a tool call from the browser: the user's side records it, the call's agent takes it and stops.
 
-The record waits in Redis, so a lost message costs seconds; one that no agent takes closes the call's card.
+The record waits in Redis, so a lost message costs seconds; one that no agent takes closes the call's card. Looking for
+it says that the agent lives: the cards of calls for which nobody looks any more are closed too (see cancelled.lua).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +23,8 @@ from agent_sse.wakes import Wakes
 log = logging.getLogger("agent_sse")
 
 REREAD_INTERVAL = 2.0  # s; a lost wake-up costs this much
+FIRST_INTERVAL = 0.2  # s; what runs longer gets its lease before twice that; shorter calls cost no look
+ENDED_MOST = 1000  # calls of a session whose leases are still to be given back; the others lapse
 GRACE = 5.0  # s; an agent that has not taken a cancellation by then is gone
 
 CancelOutcome = Literal["withdrawn", "cancelling", "not_cancellable", "unknown"]
@@ -54,6 +58,7 @@ class Cancels:
         self._wakes = wakes
         self._sessions: dict[str, _Session] = {}
         self._due: set[str] = set()
+        self._first = math.inf  # when calls that have no lease yet get one, by the loop's clock
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -73,13 +78,16 @@ class Cancels:
             self._wakes.add(session.channel, session)
             self._work.set()  # from now on there is something to read again
         # Nobody can cancel the call yet: users hear of it later. So there is nothing to look for at once.
-        session.calls[tool_call_id] = on_cancel
+        session.begin(tool_call_id, on_cancel)
+        if self._first == math.inf:
+            self._first = asyncio.get_running_loop().time() + FIRST_INTERVAL
+            self._work.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="agent-sse cancellations")
 
         def end() -> None:
             if session.calls.get(tool_call_id) is on_cancel:
-                del session.calls[tool_call_id]
+                session.end(tool_call_id)
 
         return end
 
@@ -93,9 +101,13 @@ class Cancels:
         again = loop.time()  # by the clock: other work must not put it off
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(again if self._sessions else None):
+                async with asyncio.timeout_at(min(again, self._first) if self._sessions else None):
                     await self._work.wait()
             self._work.clear()
+            if loop.time() >= self._first:
+                is_one_young = any(session.young for session in self._sessions.values())
+                self._first = loop.time() + FIRST_INTERVAL if is_one_young else math.inf
+                self._due.update([name for name, session in self._sessions.items() if session.let_age()])
             if loop.time() >= again:
                 again = loop.time() + REREAD_INTERVAL
                 self._leave_idle()
@@ -106,21 +118,25 @@ class Cancels:
     def _leave_idle(self) -> None:
         """Listen no more to sessions without a call; at once would be a subscription for each of an agent's calls."""
         for session_id, session in list(self._sessions.items()):
-            if not session.calls:
+            if not session.calls and not session.ended:
                 del self._sessions[session_id]
                 self._wakes.remove(session.channel, session)
 
     async def _take(self, session_id: str) -> None:
         session = self._sessions.get(session_id)
-        if session is None or not session.calls:
+        if session is None or not (session.calls or session.ended):
             return
-        names = list(session.calls)
+        names, ended = list(session.calls), list(session.ended)
+        lease = int(self._store.settings.permission_lease * 1000)
         try:
-            replies = await self._store.run(scripts.CANCELLED, session_id, *names)
+            replies = await self._store.run(scripts.CANCELLED, session_id, lease, len(names), *names, *ended)
         except (RedisUnavailable, RedisRefused) as error:
             log.debug("session %s: cancellations could not be read: %s", session_id, error)
             return
+        session.ended.difference_update(ended)
         for name, reply in zip(names, replies, strict=True):
+            if reply is not None:
+                session.note_lease(name)
             on_cancel = session.calls.get(name)
             if reply and on_cancel is not None:
                 said = json.loads(reply)
@@ -133,8 +149,36 @@ class _Session:
     def __init__(self, channel: str, owner: Cancels, session_id: str) -> None:
         self.channel = channel.encode()
         self.calls: dict[str, OnCancel] = {}
+        self.young: set[str] = set()  # of the calls, those that began since the last look for such
+        self.leased: set[str] = set()  # of the calls
+        self.ended: set[str] = set()  # calls whose leases are to be given back
         self._owner = owner
         self._session_id = session_id
+
+    def begin(self, tool_call_id: str, on_cancel: OnCancel) -> None:
+        self.calls[tool_call_id] = on_cancel
+        self.young.add(tool_call_id)
+        self.ended.discard(tool_call_id)
+
+    def let_age(self) -> bool:
+        """Return whether calls need a first lease; those that have just begun do the next time."""
+        needed = any(name not in self.leased and name not in self.young for name in self.calls)
+        self.young.clear()
+        return needed
+
+    def note_lease(self, tool_call_id: str) -> None:
+        if tool_call_id in self.calls:
+            self.leased.add(tool_call_id)
+        elif len(self.ended) < ENDED_MOST:
+            self.ended.add(tool_call_id)
+
+    def end(self, tool_call_id: str) -> None:
+        """Forget a call, and remember its lease, if it has one, as to be given back."""
+        del self.calls[tool_call_id]
+        self.young.discard(tool_call_id)
+        if tool_call_id in self.leased:
+            self.leased.discard(tool_call_id)
+            self.note_lease(tool_call_id)
 
     def on_wake(self, data: bytes) -> None:
         if data.startswith(b"c:") and data[2:].decode() in self.calls:

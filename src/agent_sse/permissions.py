@@ -12,6 +12,7 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from agent_sse import audit, edits, events, scripts
@@ -26,9 +27,11 @@ from agent_sse.decisions import (
     sha256,
 )
 from agent_sse.errors import IdempotencyConflict, InvalidEvent, RedisRefused, RedisUnavailable, TooManyRequestsPending
+from agent_sse.json_schema import SCHEMA_LIMIT
 from agent_sse.keys import digest
 from agent_sse.masking import Masker
 from agent_sse.registry import Registry
+from agent_sse.shorten import shorten
 from agent_sse.store import Store
 from agent_sse.wakes import Wakes
 
@@ -87,13 +90,14 @@ class Permissions:
             edit = await edits.prepare_edit(self._store, session_id, request_id, patch, self._masker)
         fragments = [events.encode(more)[1:-1]] if more else []
         fragments += [edit.fragments] if edit is not None else []
+        said = b",".join(fragments)
         # A yes to something else, or for longer, is another answer.
         plain = remember is None and patch is None
         reply = await self._store.run(
             scripts.DECIDE, session_id, "answer", request_id or "", "1" if approved else "0",
             events.encode(reason), events.encode(subject), "" if plain else sha256([remember, patch]),
-            b",".join(fragments), {"arguments": "a", "tool": "t"}[remember] if remember else "",
-            more.get("grant_id", ""),
+            said, {"arguments": "a", "tool": "t"}[remember] if remember else "", more.get("grant_id", ""),
+            audit.kept(said),
         )  # fmt: skip
         return read_answer(reply)
 
@@ -102,7 +106,7 @@ class Permissions:
     async def withdraw(self, session_id: str, request_id: str, reason: str = "withdrawn") -> Answer:
         """Withdraw a request; one that was settled meanwhile stays as it is."""
         reply = await self._store.run(
-            scripts.DECIDE, session_id, "withdraw", request_id, "0", events.encode(reason), b'"agent"', "", "", "", ""
+            scripts.DECIDE, session_id, "withdraw", request_id, "0", events.encode(reason), b'"agent"', *[""] * 5
         )
         return read_answer(reply)
 
@@ -178,11 +182,15 @@ class Permissions:
         message = request.message
         if isinstance(message, str):
             message = self._masker.mask_text(message)
+        schema = _schema(request)
+        if schema is None:
+            request = replace(request, editable=False)
         head = events.head(_event(request, request_id, shown, hidden, message))
         limit = self._settings.max_event_bytes
         events.bounded(head + b" " * TIMES, limit)
         for part in request.orphan or ():
             events.bounded(part + b" " * TIMES, limit)
+        asked = sha256([whose, tool, parameters] if whose else [tool, parameters])
         key = request.idempotency_key
         if key is not None:
             events.check_name(key, "idempotency_key")
@@ -193,10 +201,10 @@ class Permissions:
         return [
             request_id, events.encode(tool), events.encode(request.tool_call_id), request.tool_call_id,
             int(request.timeout * 1000) or 1, int(self._settings.permission_lease * 1000),
-            digest(key) if key is not None else "", sha256([tool, parameters]), head,
+            digest(key) if key is not None else "", asked, head,
             b"\n".join(request.orphan) if request.orphan else b"", self._settings.max_pending_permissions,
             request.risk_level, sha256([whose, tool]), sha256([whose, tool, parameters]), told,
-            events.encode(request.schema) if request.editable and request.schema is not None else b"",
+            schema or b"",
         ]  # fmt: skip
 
     async def _create(self, request: PermissionRequest, arguments: Sequence[Any]) -> Asked:
@@ -276,6 +284,17 @@ class Permissions:
 
     def _waiter(self, session_id: str) -> _Waiter:
         return _Waiter(session_id, self._store.keyspace.session(session_id).wake.encode(), self._wakes)
+
+
+def _schema(request: PermissionRequest) -> bytes | None:
+    """Return the schema that edits have to fit, empty when there is none; None for one that is too large to be used."""
+    schema = request.schema
+    if not request.editable or schema is None:
+        return b""
+    # No more of it is looked at than could fit: a server may send a schema of any size with each of its tools.
+    if shorten(schema, lambda part: len(events.encode(part)), SCHEMA_LIMIT, lambda part: part) is not schema:
+        return None
+    return events.encode(schema)
 
 
 def _event(

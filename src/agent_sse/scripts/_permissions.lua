@@ -16,12 +16,16 @@
 -- In the state hash: `shown` the open presented requests, `cleared` when the last presented one was settled (ms),
 -- `prior` which one that was.
 -- grants holds a remembered answer as JSON under its id, and its id under `t:<gt>` or `a:<ga>`.
+-- due holds, beside requests and their `c:<call id>`, `l:<call id>`: the lease of a call that an agent runs, and
+-- `h:<call id>`: when a call that was handed its approval has to have begun.
 local LOST = 'lost' -- who an approval was handed to whose agent did not take it in time: nobody
 local GAP = 1000 -- ms between a clear and the next presentation; the guide's component needs it
 local requests, queue, due, wake = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local grants, audit = KEYS[12], KEYS[13]
 -- Both ends of a remembered answer's text; what is between comes from agents, and may say anything.
 local GRANT_START, GRANT_END = '^{"approved":(%l+),"reason":("[^\n]*"),\n', '"key":"([^"]*)","n":(%d+)}$'
+
+local RISKS = { low = 1, medium = 2, high = 3 }
 
 local STRINGS = { 'st', 'tool', 'call', 'cid', 'reason', 'by', 'key', 'digest', 'to' }
 local NUMBERS = { 'n', 'deadline', 'lease', 'shown' }
@@ -105,8 +109,8 @@ local function names_of(id, r)
 end
 
 -- The only way out of `pending`. `reason` and `by` are JSON fragments; `how` is answer, grant, expiry, withdrawal, cancel
--- or lease; `more` is what else the answer said, as `"name":value` fragments, or "".
-local function settle(id, r, outcome, reason, by, how, more)
+-- or lease; `more` is what else the answer said, as `"name":value` fragments, or "", and `kept` what the audit keeps of it.
+local function settle(id, r, outcome, reason, by, how, more, kept)
   local lost = r.lease <= now
   r.st, r.reason, r.by, r.at = outcome, reason, by, now
   save_request(id, r)
@@ -126,7 +130,8 @@ local function settle(id, r, outcome, reason, by, how, more)
     redis.call('HSET', state, 'cleared', integer(now), 'prior', id)
   end
   record('{"kind":"decision",' .. names .. ',' .. (redis.call('HGET', requests, 'm:' .. id) or '') .. '"outcome":"'
-    .. outcome .. '","by":"' .. how .. '","resolved_by":' .. by .. ',"reason":' .. reason .. told .. '}')
+    .. outcome .. '","by":"' .. how .. '","resolved_by":' .. by .. ',"reason":' .. reason
+    .. (kept and kept ~= '' and ',' .. kept or told) .. '}')
   if more ~= '' then redis.call('HSET', requests, 'x:' .. id, '{' .. more .. '}') end
   redis.call('HDEL', requests, 'e:' .. id, 'm:' .. id, 's:' .. id) -- nobody shows it any more
   if outcome ~= 'approved' then
@@ -156,32 +161,60 @@ local function load_settled(id)
   return r
 end
 
--- The agent of a cancelled call has not taken the cancellation: it is gone, so say for it what became of the call.
+-- How long after its agent's last sign of life a running call counts as lost, ms; agents give one every 2 s.
+local function call_lease(waiter_lease) return math.max(2 * tonumber(waiter_lease), 10000) end
+
+-- The latest status of an unfinished call, or nil.
+local function call_payload(cid) return string.match(redis.call('HGET', calls, cid) or '', '^%S+ (.*)$') end
+
+-- Says for an agent that is gone what became of its call.
+local function close_call(cid, payload, status, why)
+  local at = '"timestamp":"' .. iso(now) .. '"}}'
+  payload = string.gsub(payload, '"status":"[a-z_]+"', '"status":"' .. status .. '"', 1)
+  payload = string.gsub(payload, '"timestamp":"[^"]*"}}$', at)
+  record_status(cid, append(payload, ''), payload, true)
+  local is_json, event = pcall(cjson.decode, payload)
+  local tool = is_json and cjson.encode(event.data.tool_name) or '""'
+  local result = '{"type":"tool_result","data":{"tool_name":' .. tool .. ',"tool_call_id":' .. cjson.encode(cid)
+    .. ',"result":null,"success":false,"error":"' .. why .. '",' .. at
+  append(result, '')
+  redis.call('HSET', state, 'result', result, 'result_call', cid)
+end
+
+-- The agent of a cancelled call has not taken the cancellation: it is gone.
 local function close_cancelled(field)
   local cid = string.sub(field, 3)
   local reason = redis.call('HGET', requests, field)
   redis.call('HDEL', requests, field)
   redis.call('ZREM', due, field)
-  local payload = string.match(redis.call('HGET', calls, cid) or '', '^%S+ (.*)$')
-  if not (payload and reason) then return end
-  local at = '"timestamp":"' .. iso(now) .. '"}}'
-  payload = string.gsub(string.gsub(payload, '"status":"[a-z_]+"', '"status":"cancelled"', 1), '"timestamp":"[^"]*"}}$', at)
-  record_status(cid, append(payload, ''), payload, true)
-  local is_json, event = pcall(cjson.decode, payload)
-  local tool = is_json and cjson.encode(event.data.tool_name) or '""'
-  local result = '{"type":"tool_result","data":{"tool_name":' .. tool .. ',"tool_call_id":' .. cjson.encode(cid)
-    .. ',"result":null,"success":false,"error":"cancelled by the user; the agent does not answer",' .. at
-  append(result, '')
-  redis.call('HSET', state, 'result', result, 'result_call', cid)
+  local payload = call_payload(cid)
+  if payload and reason then close_call(cid, payload, 'cancelled', 'cancelled by the user; the agent does not answer') end
 end
+
+-- The agent of a call has not renewed its lease, or not begun what it was handed the approval for: it is gone.
+-- A call that waits for permission and was handed nothing is left to the rules of its request.
+local function close_lost(member)
+  redis.call('ZREM', due, member)
+  local cid, handed = string.sub(member, 3), string.sub(member, 1, 2) == 'h:'
+  local payload = call_payload(cid)
+  local status = string.match(payload or '', '"status":"([a-z_]+)"')
+  if not status or handed ~= (status == 'waiting_permission') then return end
+  if status == 'executing' then
+    close_call(cid, payload, 'failed', 'the agent was lost while the tool ran')
+  else
+    close_call(cid, payload, 'cancelled', 'the agent was lost before the tool could run')
+  end
+end
+
+local CLOSING = { ['c:'] = close_cancelled, ['l:'] = close_lost, ['h:'] = close_lost }
 
 -- Settles what is overdue and erases what was settled long ago, a bounded number at a time. Every permission script
 -- begins with it.
 local function sweep()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', integer(now), 'LIMIT', 0, 100)) do
-    local is_cancellation = string.sub(id, 1, 2) == 'c:'
-    if is_cancellation then close_cancelled(id) end
-    local r = not is_cancellation and load_request(id)
+    local close = CLOSING[string.sub(id, 1, 2)]
+    if close then close(id) end
+    local r = not close and load_request(id)
     if r and r.st == 'approved' and redis.call('HEXISTS', requests, 'o:' .. id) == 1 then
       append_orphan(id, r)
       redis.call('HDEL', requests, 'o:' .. id)
@@ -244,6 +277,14 @@ local function verdict(code, id, r)
   return { code, id, r.tool, r.call, r.st, r.reason, r.by, redis.call('HGET', requests, 'x:' .. id) or '' }
 end
 
+-- Whether a remembered answer holds at a risk: a yes only up to the risk at which it was given. What is before that in
+-- its text are texts of JSON, whose quotes are escaped, so the first match is its own.
+local function holds_at(text, risk)
+  if string.match(text, GRANT_START) ~= 'true' then return true end
+  local given = RISKS[string.match(text, '"risk_level":"(%l+)"') or 'low'] or 0
+  return (RISKS[risk] or 4) <= given
+end
+
 -- Returns the id and the text of the remembered answer that covers `r`, the one for these parameters before the one for
 -- the tool. What is critical is asked each time.
 local function covering(r)
@@ -251,7 +292,7 @@ local function covering(r)
   for _, field in ipairs({ 'a:' .. r.ga, 't:' .. r.gt }) do
     local grant = redis.call('HGET', grants, field)
     local text = grant and redis.call('HGET', grants, grant)
-    if text then return grant, text end
+    if text and holds_at(text, r.risk) then return grant, text end
   end
   return nil
 end

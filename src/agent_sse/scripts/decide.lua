@@ -4,7 +4,7 @@
 -- ARGV[11] reason (JSON)            ARGV[12] who (JSON)   ARGV[13] digest of the whole answer, or "" of a plain one
 -- ARGV[14] what else it says, as `"name":value` fragments, or ""
 -- ARGV[15] "" for once, or "t" or "a": remember it for the tool, or for the tool with these parameters
--- ARGV[16] id of the grant that it makes then
+-- ARGV[16] id of the grant that it makes then   ARGV[17] what the audit keeps of ARGV[14]
 -- Returns {code, …verdict}: resolved, repeated, conflict, gone, just_replaced, critical; or {code}: unknown, nothing,
 -- ambiguous.
 local refused = load_state()
@@ -56,7 +56,7 @@ local function answer(r, late)
     else
       local about = redis.call('HGET', requests, 'm:' .. id) or ''
       r.ans = ARGV[13]
-      settle(id, r, wanted, ARGV[11], ARGV[12], 'answer', ARGV[14])
+      settle(id, r, wanted, ARGV[11], ARGV[12], 'answer', ARGV[14], ARGV[17])
       if ARGV[15] ~= '' then remember(r, about) end
     end
     return verdict('resolved', id, r)

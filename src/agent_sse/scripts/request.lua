@@ -48,6 +48,7 @@ if ARGV[23] ~= '' then redis.call('HSET', requests, 's:' .. id, ARGV[23]) end
 if ARGV[17] ~= '' then redis.call('HSET', requests, 'o:' .. id, ARGV[17]) end
 if key ~= '' then redis.call('HSET', requests, 'k:' .. key, id) end
 redis.call('ZADD', queue, r.n, id)
+redis.call('ZREM', due, 'h:' .. r.cid) -- the call of that id waits again
 schedule(id, r)
 deadline, dirty, stale = math.max(deadline, r.deadline), true, true
 if grant then settle_by_grant(id, r, grant, text) end

@@ -26,7 +26,12 @@ else
   if r.st == 'approved' and r.to == '' then
     r.to = waiter
     save_request(id, r)
-    if redis.call('HDEL', requests, 'o:' .. id) == 1 then schedule_erasure(id, r) end
+    if redis.call('HDEL', requests, 'o:' .. id) == 1 then
+      schedule_erasure(id, r)
+      -- From here on the agent's own leases tell whether it lives: its first one is this.
+      local until_begun = integer(now + call_lease(ARGV[10]))
+      redis.call('ZADD', due, until_begun, 'h:' .. r.cid, until_begun, 'l:' .. r.cid)
+    end
   end
   reply = verdict('settled', id, r)
 end
