@@ -207,8 +207,12 @@ async def outcome(asking: Awaitable[Any]) -> Any:
 class RawHost:
     """A host on a guard's standard input and output that sends whatever a test likes."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(
+        self, command: list[str], *, environment: dict[str, str] | None = None, directory: Path | None = None
+    ) -> None:
         self.command = command
+        self._environment = environment  # None: that of the tests
+        self._directory = directory
         self.received: list[Any] = []
         self.errors = ""
         self._news = asyncio.Event()
@@ -217,7 +221,7 @@ class RawHost:
     async def __aenter__(self) -> RawHost:
         self.process = await asyncio.create_subprocess_exec(
             *self.command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, limit=2**28,
+            stderr=asyncio.subprocess.PIPE, limit=2**28, env=self._environment, cwd=self._directory,
         )  # fmt: skip
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._read_errors())]
         return self

@@ -59,11 +59,11 @@ class Room:
 
         await until(reached, what=f"{name} being {status}")
 
-    async def answer(self, approved: bool) -> None:
+    async def answer(self, approved: bool, **more: Any) -> None:
         """Answer as a browser does."""
         async with serve(make_settings(self.valkey.url)) as served, httpx.AsyncClient(trust_env=False) as http:
             response = await http.post(
-                f"{served.api}/permission-response/{self.session}", json={"approved": approved, "reason": "so"},
+                f"{served.api}/permission-response/{self.session}", json={"approved": approved, "reason": "so", **more},
                 headers=bearer(make_token(self.session)),
             )  # fmt: skip
             assert 200 == response.status_code, response.text
@@ -220,3 +220,32 @@ async def test_guard_that_is_killed_leaves_no_prompt_and_no_process(room: Room) 
         (data,) = await until(cleared, what="the prompt being withdrawn")
     assert "cancelled" == data["outcome"]
     assert "delete" not in room.ran()
+
+
+async def test_guard_remembers_an_answer_for_one_program_only(room: Room) -> None:
+    """What the user allows one program's tool for the session is asked again for another program of the same name."""
+    await room.call(1, "delete")
+    (asked,) = await until(lambda: room.events("permission_request", "delete"), what="the prompt")
+    await room.answer(True, request_id=asked["request_id"], scope="session", covers="tool")
+    await room.host.answer(1)
+    await room.call(2, "delete", {"path": "/"})
+    assert "isError" not in (await room.host.answer(2))["result"]
+    other = mcp_parts.guard_command(
+        room.folder / "other", command=[*hostile("plain"), "other"], redis_url=room.valkey.url, session=room.session,
+        policy=str(room.folder / "policy.toml"),
+    )  # fmt: skip
+    async with RawHost(other) as host:
+        await host.initialize()
+        ran = room.ran().count("delete")
+        await host.send("tools/call", {"name": "delete", "arguments": {}}, id=3)
+
+        async def asked_again() -> bool:
+            return 2 == len(await room.events("permission_request", "delete"))
+
+        await until(asked_again, what="another prompt")
+        first, second = await room.events("permission_request", "delete")
+        assert (first["server"], ran) == (second["server"], room.ran().count("delete"))
+        await room.answer(False, request_id=second["request_id"])
+        assert (await host.answer(3))["result"]["isError"]
+    await room.call(4, "delete")
+    assert "isError" not in (await room.host.answer(4))["result"]

@@ -538,19 +538,20 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "code",
     [
-        "import agent_sse.mcp",
         "from agent_sse.mcp import GuardedClient",
-        "import agent_sse.mcp.gate",
-        "import sys; sys.argv = ['agent-sse', 'guard', '--session', 's', '--', 'true']\n"
-        "from agent_sse.cli import main; main()",
+        "from agent_sse.mcp import guard_client",
+        "import agent_sse.mcp; agent_sse.mcp.GateMiddleware",
     ],
 )
 def test_package_without_the_sdk_says_what_to_install(code: str) -> None:
-    """Without the extra there is one clear sentence; it is an ImportError, and one line in the terminal."""
+    """Without the extra there is one clear sentence, and it is an ImportError; gate and guard do without."""
     done = python(f"import sys; sys.modules['mcp'] = None\n{code}")
     assert "agent_sse.mcp needs the package mcp: pip install 'agent-sse[mcp]'" in done.stderr.splitlines()[-1]
-    assert done.returncode == (2 if "cli" in code else 1)
-    caught = python("import sys; sys.modules['mcp'] = None\ntry:\n  import agent_sse.mcp\nexcept ImportError: print(1)")
+    assert 1 == done.returncode
+    caught = python(
+        "import sys; sys.modules['mcp'] = None\nfrom agent_sse.mcp import Gate\n"
+        "try:\n  from agent_sse.mcp import guard_client\nexcept ImportError: print(1)"
+    )
     assert "1\n" == caught.stdout
 
 

@@ -55,5 +55,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _OF_THE_SDK and find_spec("mcp") is None:
-        raise McpMissing(f"{name} needs the package mcp: pip install 'agent-sse[mcp]'")
+        raise McpMissing(f"{name} of agent_sse.mcp needs the package mcp: pip install 'agent-sse[mcp]'")
     return getattr(import_module(_HOMES[name]), name)
