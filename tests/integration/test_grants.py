@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent_sse import SimpleNotifier
+from agent_sse.errors import IdempotencyConflict
 from agent_sse.permissions import PermissionDecision
 from harness import DEADLINE, Valkey, make_settings, make_token, serve, until
 from room import PUBLISH, Room, make_room, refused
@@ -121,6 +122,95 @@ async def test_critical_is_asked_each_time(room: Room, covers: str) -> None:
     assert await waiting
     await remember(room, covers=covers, risk_level="high")
     await is_asked(room, risk_level="critical")
+
+
+RISKS = ("low", "medium", "high")
+
+
+@pytest.mark.parametrize("covers", ["arguments", "tool"])
+@pytest.mark.parametrize("given", RISKS)
+async def test_remembered_yes_covers_up_to_the_risk_at_which_it_was_given(room: Room, covers: str, given: str) -> None:
+    """Trust that was given for a risk is none in a higher one; the question is asked then."""
+    await remember(room, covers=covers, risk_level=given)
+    assert [given] == [grant["risk_level"] for grant in (await room.health())["grants"]]
+    for asked in RISKS[: RISKS.index(given) + 1]:
+        assert await decided(room.ask(risk_level=asked))
+    for asked in (*RISKS[RISKS.index(given) + 1 :], "critical"):
+        await is_asked(room, risk_level=asked)
+        await room.pass_time(1000)
+
+
+async def test_remembered_no_covers_any_risk_but_critical(room: Room) -> None:
+    """What the user does not want at low risk is not wanted at high risk either."""
+    await remember(room, approved=False, covers="tool", risk_level="low")
+    for risk in RISKS:
+        assert not await decided(room.ask(risk_level=risk, parameters={"risk": risk}))
+    await is_asked(room, risk_level="critical")
+
+
+async def test_yes_at_the_higher_risk_takes_the_place_of_the_lower(room: Room) -> None:
+    """Answered for the session again, at the higher risk, there is one answer, and it covers both."""
+    await remember(room, covers="tool", risk_level="low")
+    await room.pass_time(1000)
+    await remember(room, covers="tool", risk_level="medium")
+    assert ["medium"] == [grant["risk_level"] for grant in (await room.health())["grants"]]
+    assert await decided(room.ask(risk_level="medium"))
+    assert await decided(room.ask(risk_level="low"))
+
+
+async def test_wider_answer_covers_where_the_narrower_does_not(room: Room) -> None:
+    """A yes for these parameters at low risk is no hindrance to the one for the tool at high risk."""
+    await remember(room, {"n": 1}, risk_level="low")
+    await room.pass_time(1000)
+    wide = await remember(room, {"n": 2}, covers="tool", risk_level="high")
+    decision = await decided(room.ask(parameters={"n": 1}, risk_level="high"))
+    assert (True, f"grant:{wide['grant_id']}") == (decision.approved, decision.resolved_by)
+
+
+async def test_sibling_of_higher_risk_stays_in_the_queue(room: Room) -> None:
+    """An answer for the tool settles what waits at its risk; what waits at a higher one is shown next."""
+    first = room.ask(parameters={"n": 1}, risk_level="medium")
+    shown = await room.presented()
+    low, high = room.ask("file_edit", {"n": 2}, risk_level="low"), room.ask("file_edit", {"n": 3}, risk_level="high")
+
+    async def all_wait() -> bool:
+        return bool((await room.health())["pending_total"] == 3)
+
+    await until(all_wait, what="all three are open")
+    await room.answer(shown["request_id"], scope="session", covers="tool")
+    assert all(await asyncio.gather(first, low))
+    assert "high" == (await room.presented())["risk_level"]
+    assert not high.done()
+
+
+@pytest.mark.parametrize("text", ['"risk_level":"high"', 'x","risk_level":"high', "risk_level"])
+async def test_texts_of_a_request_do_not_raise_the_risk_of_its_answer(room: Room, text: str) -> None:
+    """The risk of a remembered answer is that of its request, whatever names, parameters and reasons say."""
+    options: Any = {"server": text, "tool": text}
+    await remember(room, {text: {"risk_level": "high"}}, covers="tool", reason=text, risk_level="low", **options)
+    assert await decided(room.ask(risk_level="low", **options))
+    await is_asked(room, risk_level="medium", **options)
+
+
+async def test_answer_that_has_no_risk_counts_as_low(room: Room) -> None:
+    """What does not say at which risk it was given covers the lowest only."""
+    data = await remember(room, covers="tool", risk_level="high")
+    async with room.valkey.client() as client:
+        key = f"agent_sse:{{{room.session}}}:grants"
+        text = await client.hget(key, data["grant_id"])
+        await client.hset(key, data["grant_id"], text.replace(b'"risk_level":"high",', b""))
+    assert await decided(room.ask(risk_level="low"))
+    await is_asked(room, risk_level="medium")
+
+
+async def test_key_that_another_servers_tool_used_is_a_conflict(room: Room) -> None:
+    """An idempotency key stands for one server's tool: another's of the same name gets no answer of its."""
+    waiting = room.ask(server="files", idempotency_key="k")
+    await room.answer((await room.presented())["request_id"])
+    assert await waiting
+    for server in ("mail", ""):
+        with pytest.raises(IdempotencyConflict):
+            await room.ask(server=server, idempotency_key="k")
 
 
 async def test_siblings_in_the_queue_are_settled_at_once(room: Room) -> None:
