@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent_sse import SimpleNotifier
+from agent_sse import SimpleNotifier, scripts
 from agent_sse.errors import PermissionDenied, ToolCallCancelled
 from agent_sse.tool_calls import ToolCall
-from harness import DEADLINE, Valkey, make_token, session_name
+from harness import DEADLINE, Valkey, make_token, session_name, until
+from mcp_parts import SERVERS, RawHost
 from room import PUBLISH, Room, make_room, refused
 
 
@@ -196,6 +201,147 @@ async def test_dead_agents_card_is_closed_after_the_grace(room: Room) -> None:
     assert "does not answer" in result.json["data"]["error"]
     refused("unknown_call", 404, await cancel(room, "c1"))
     assert 3 == len(await room.events())
+
+
+# -- running calls whose agent is gone --------------------------------------------------------------------------------
+
+
+async def leases(room: Room) -> dict[str, float]:
+    """The leases of running calls, in ms since 1970."""
+    async with room.valkey.client() as client:
+        rows = await client.zrange(f"agent_sse:{{{room.session}}}:due", 0, -1, withscores=True)
+    return {name.decode(): score for name, score in rows if name[:2] in (b"l:", b"h:")}
+
+
+async def is_leased(room: Room, member: str) -> None:
+    async def found() -> bool:
+        return member in await leases(room)
+
+    await until(found, what=f"{member} being leased")
+
+
+async def put_due(room: Room, member: str) -> None:
+    """Let a lease be over."""
+    async with room.valkey.client() as client:
+        await client.zadd(f"agent_sse:{{{room.session}}}:due", {member: 1})
+
+
+async def test_killed_agents_running_call_is_closed(
+    room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL while the tool runs: when the lease is over the card closes as failed, and nothing is left of it."""
+    monkeypatch.setenv("AGENT_SSE_REDIS_URL", room.valkey.url)
+    marking = [sys.executable, str(SERVERS / "marking.py"), str(tmp_path / "marks")]
+    options = json.dumps({"session": room.session, "timeout": 300, "command": marking})
+    async with RawHost([sys.executable, str(SERVERS / "agent.py"), options]) as agent:
+        await agent.write(json.dumps({"id": "1", "tool": "linger", "arguments": {"text": "x"}}).encode())
+        shown = await room.presented()
+        await room.answer(shown["request_id"])
+        while (await room.next("tool_status")).json["data"]["status"] != "executing":
+            pass
+        agent.process.send_signal(signal.SIGKILL)
+        await agent.end()
+    call_id = shown["tool_call_id"]
+    assert {f"l:{call_id}"} <= set(await leases(room))
+    await room.pass_time(30_000, dead=[f"l:{call_id}", f"h:{call_id}"])
+    await room.health()
+    status, result = await room.next("tool_status"), await room.next("tool_result")
+    assert ("failed", call_id) == (status.json["data"]["status"], status.json["data"]["tool_call_id"])
+    assert (False, call_id, "the agent was lost while the tool ran") == tuple(
+        result.json["data"][name] for name in ("success", "tool_call_id", "error")
+    )
+    assert {} == await leases(room)
+    refused("unknown_call", 404, await cancel(room, call_id))
+
+
+async def test_living_agents_call_keeps_its_lease(room: Room) -> None:
+    """An agent renews the leases of what it runs, and gives them back at the end: it closes its cards itself."""
+    running = await Running(room, "c1").begun()
+    await is_leased(room, "l:c1")
+    async with room.valkey.client() as client:
+        soon = (await client.time())[0] * 1000 + 10_000
+        await client.zadd(f"agent_sse:{{{room.session}}}:due", {"l:c1": soon})
+
+    async def is_renewed() -> bool:
+        return (await leases(room))["l:c1"] > soon + 10_000
+
+    await until(is_renewed, what="the lease being renewed")
+    await room.health()
+    assert ["pending", "executing"] == await card(room, "c1")
+    running.go.set()
+    assert await running.ended() is None
+    assert ["pending", "executing", "completed", None] == await card(room, "c1")
+
+    async def is_given_back() -> bool:
+        return not await leases(room)
+
+    await until(is_given_back, what="the lease being given back")
+
+
+async def test_lapsed_lease_leaves_a_waiting_call_to_its_request(room: Room) -> None:
+    """What waits for permission ends by its request's own rules: the prompt stays, and its answer counts."""
+    running = Running(room, "c1", require_permission=True)
+    shown = await room.presented()
+    await is_leased(room, "l:c1")
+    await put_due(room, "l:c1")
+    await room.health()
+    assert {"failed", "cancelled"}.isdisjoint(await card(room, "c1"))
+    assert 200 == (await room.answer(shown["request_id"]))[0]
+    await running.begun()
+    assert {"l:c1", "h:c1"} == set(await leases(room))
+    await put_due(room, "h:c1")
+    await room.health()
+    assert {"l:c1"} == set(await leases(room))
+    running.go.set()
+    assert await running.ended() is None
+    assert "completed" in await card(room, "c1")
+
+
+@pytest.mark.parametrize(
+    ("status", "member", "expected"),
+    [
+        ("pending", "l:c1", "cancelled"), ("executing", "l:c1", "failed"), ("executing", "h:c1", None),
+        ("waiting_permission", "l:c1", None), ("waiting_permission", "h:c1", "cancelled"), ("completed", "l:c1", None),
+    ],
+)  # fmt: skip
+async def test_lapsed_lease_closes_what_nothing_else_would(
+    room: Room, status: str, member: str, expected: str | None
+) -> None:
+    """A call that waits is closed when it was handed its approval, any other when it has not ended; once."""
+    await room.agent.tool_status(room.session, "t", status, tool_call_id="c1", parameters={"status": "executing"})
+    await put_due(room, member)
+    await room.health()
+    await room.health()
+    assert {} == await leases(room)
+    told = await card(room, "c1")
+    assert [status] if expected is None else [status, expected] == told[:2]
+    assert (1 if expected is None else 3) == len(told)
+
+
+async def test_reported_calls_have_no_lease(room: Room) -> None:
+    """Calls that are only reported by status events stay open as long as it takes."""
+    await room.agent.tool_status(room.session, "t", "executing", tool_call_id="c1", details={"cancellable": True})
+    async with room.agent.tool_call(room.session, "t", tool_call_id="c2"):
+        await is_leased(room, "l:c2")
+    assert "l:c1" not in await leases(room)
+
+
+async def test_lease_comes_back_for_nothing_that_is_gone(room: Room) -> None:
+    """A closed session stays erased, though the agent of a call of it still looks for cancellations."""
+    running = await Running(room, "c1").begun()
+    await is_leased(room, "l:c1")
+    async with room.valkey.client() as client:
+        assert await client.pttl(f"agent_sse:{{{room.session}}}:due") > 0
+    await room.agent.close_session(room.session)
+    parts = room.agent._parts
+    assert parts is not None
+    assert [None] == await parts.store.run(scripts.CANCELLED, room.session, 15_000, 1, "c1", "c0")
+    assert {} == await leases(room)
+    running.go.set()
+    assert await running.ended() is None
+
+
+# -- rights and bodies -------------------------------------------------------------------------------------------------
 
 
 async def test_cancelling_needs_its_right_and_a_good_body(room: Room) -> None:
