@@ -19,10 +19,12 @@ from agent_sse.credentials import Credentials, KnownTexts
 from agent_sse.errors import InvalidEvent
 
 MASK = credentials.MASK
-# Left out, since they name other things more often: `pin` (of a board), `session_id`, `pass`, `key`, `dsn` (whose
-# password is found by its form).
+# Left out, since they name other things more often: `pin` (of a board), `session_id`, `pass` (of tests) by itself,
+# `key`, `dsn` (whose password is found by its form).
 DEFAULT_KEYS = (
-    "password", "passwords", "passwd", "pwd", "passphrase", "passcode", "pgpassword", "sshpass", "secret", "secrets",
+    "password", "passwords", "passwd", "pwd", "passphrase", "passcode", "pgpassword", "sshpass", "db_pass",
+    "database_pass", "mysql_pass", "postgres_pass", "pg_pass", "redis_pass", "smtp_pass", "mail_pass", "email_pass",
+    "ftp_pass", "ssh_pass", "user_pass", "admin_pass", "root_pass", "login_pass", "auth_pass", "secret", "secrets",
     "token", "access_token", "auth_token", "refresh_token", "bearer", "jwt", "api_key", "api_keys", "access_key",
     "secret_key", "private_key", "client_secret", "signing_key", "encryption_key", "master_key", "account_key",
     "session_key", "authorization", "auth", "cookie", "cookies", "credential", "credentials", "otp", "cvv", "cvc",
@@ -35,6 +37,8 @@ SHORTEST_KNOWN = 6  # characters; shorter texts stand in other words too
 _LONG = 8  # letters
 _TAIL = 128  # characters of a key that are looked at
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_A-Za-z]+")
+_NAMES_OF_PAIRS = ("name", "key", "header")  # beside "value"
+_FLAGS_OF_CURL = ("-u", "--user")
 _PLAIN, _SECRET, _CREDENTIAL = 0, 1, 2  # kinds of keys; a key may be both of the latter
 
 
@@ -61,6 +65,9 @@ class Masker:
 
     Hidden is all that is under such a key, an object as a whole, but for null, booleans, and what is empty. A key
     that looks like a credential is hidden itself.
+
+    Where a name and its value are neighbours, as in ``["--password", "x"]`` and ``{"name": "X-Api-Key", "value": ""}``,
+    the value is hidden as in a text: only what cannot be a command or a path, since the name may be chosen for it.
     """
 
     def __init__(self, keys: Sequence[str] = DEFAULT_KEYS) -> None:
@@ -153,6 +160,8 @@ class Masker:
         while stack:
             item, depth = stack.pop()
             if isinstance(item, dict):
+                if "value" in item and self._names_a_secret(item):
+                    return True
                 for key in item:
                     kind = known.get(key)
                     if kind or (kind is None and self._kind(key)):
@@ -166,6 +175,8 @@ class Masker:
                 raise _too_deep()
             for inner in item:
                 if isinstance(inner, str):
+                    if inner[:1] == "-" and (inner in _FLAGS_OF_CURL or self._kind(inner) & _SECRET):
+                        return True  # perhaps
                     texts.append(inner)
                 elif isinstance(inner, dict | list | tuple):
                     stack.append((inner, depth + 1))
@@ -182,13 +193,42 @@ class Masker:
         if isinstance(value, dict):
             return self._show_object(value, at, hidden, depth)
         if isinstance(value, list | tuple):
-            items = [self._show(item, f"{at}/{i}", hidden, depth + 1) for i, item in enumerate(value)]
+            items = self._show_items(value, at, hidden, depth)
             return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
         return value
+
+    def _show_items(self, value: Sequence[Any], at: str, hidden: _Hidden, depth: int) -> list[Any]:
+        items: list[Any] = []
+        before: Any = None
+        for_curl = False
+        for i, item in enumerate(value):
+            begin = 0 if isinstance(before, str) and before[:1] == "-" and self._kind(before) & _SECRET else -1
+            if for_curl and before in _FLAGS_OF_CURL and isinstance(item, str):
+                begin = item.find(":") + 1 or -1
+            if begin >= 0 and isinstance(item, str) and item[:1] != "-":
+                items.append(self._show_neighbour(item, begin, f"{at}/{i}", hidden))
+            else:
+                items.append(self._show(item, f"{at}/{i}", hidden, depth + 1))
+            for_curl = for_curl or (isinstance(item, str) and item.rpartition("/")[2] == "curl")
+            before = item
+        return items
+
+    def _show_neighbour(self, text: str, begin: int, at: str, hidden: _Hidden) -> Any:
+        """Show a secret's text, whose name is another value: hidden is, from ``begin`` on, what is harmless to hide."""
+        end = begin + credentials.harmless(text[begin:])
+        if begin == end:
+            return self._show(text, at, hidden)
+        hidden.add(at, text[begin:end])
+        return self._show(f"{text[:begin]}{MASK}{text[end:]}", at, hidden)
+
+    def _names_a_secret(self, value: dict[Any, Any]) -> bool:
+        names = (value.get(name) for name in _NAMES_OF_PAIRS)
+        return any(isinstance(name, str) and self._kind(name) & _SECRET for name in names)
 
     def _show_object(self, value: dict[Any, Any], at: str, hidden: _Hidden, depth: int) -> Any:
         shown: dict[Any, Any] = {}
         changed, numbers = False, count(2)
+        is_pair = "value" in value and self._names_a_secret(value)
         for key, item in value.items():
             kind = self._kind(key)
             name = self._covered(key, (value, shown), numbers) if kind & _CREDENTIAL else key
@@ -199,6 +239,8 @@ class Masker:
             if (kind == _SECRET or (kind & _CREDENTIAL and self.is_secret(name))) and _is_worth_hiding(item):
                 shown[name] = item if item == MASK else MASK
                 hidden.add(path, item)
+            elif is_pair and key == "value" and isinstance(item, str):
+                shown[name] = self._show_neighbour(item, 0, path, hidden)
             else:
                 shown[name] = self._show(item, path, hidden, depth + 1)
             changed = changed or name != key or shown[name] is not item

