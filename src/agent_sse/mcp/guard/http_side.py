@@ -52,6 +52,7 @@ class HttpHost:
         except Refused as refused:
             await asgi.answer(send, refused.status, refused.body, **refused.headers)
         except BadMessage as bad:
+            log.warning("refused a message of the host: %s", bad.text)
             await asgi.answer(send, 400, messages.error(bad.id, bad.code, bad.text).raw)
         except ConnectionResetError:
             pass  # nobody is there to be answered
