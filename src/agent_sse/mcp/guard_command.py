@@ -57,16 +57,7 @@ async def run(options: Options) -> int:
     _log_to_stderr()
     check_session_id(options.session)
     policy = PolicyFile(options.policy) if options.policy is not None else None
-    headers = dict(configured(line, os.environ) for line in options.headers)
-    guarded = GuardOptions(
-        command=tuple(options.command), url=options.url, headers=headers,
-        http_port=options.http_port, server_name=options.name, call_timeout=options.call_timeout or None,
-    )  # fmt: skip
-    if options.env_file is not None and not options.env_file.is_file():
-        raise ConfigurationError(f"there is no file {escape(str(options.env_file))}; check --env-file")
-    # Hosts start servers in a project's folder: a `.env` there is the project's, and must not say who is asked.
-    notifier = SimpleNotifier.from_env(env_file=options.env_file)
-    guarded.check()
+    guarded, notifier = _guarded(options), _notifier(options.env_file)
     log.info("guarding %s in session %s", escape(guarded.name), options.session)
     log.info("events and questions go to %s", _told(notifier.settings, options.env_file))
     opening = asyncio.create_task(_open(notifier, options))
@@ -87,6 +78,23 @@ async def run(options: Options) -> int:
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
         await notifier.aclose()
+
+
+def _guarded(options: Options) -> GuardOptions:
+    headers = dict(configured(line, os.environ) for line in options.headers)
+    guarded = GuardOptions(
+        command=tuple(options.command), url=options.url, headers=headers,
+        http_port=options.http_port, server_name=options.name, call_timeout=options.call_timeout or None,
+    )  # fmt: skip
+    guarded.check()
+    return guarded
+
+
+def _notifier(env_file: Path | None) -> SimpleNotifier:
+    if env_file is not None and not env_file.is_file():
+        raise ConfigurationError(f"there is no file {escape(str(env_file))}; check --env-file")
+    # Hosts start servers in a project's folder: a `.env` there is the project's, and must not say who is asked.
+    return SimpleNotifier.from_env(env_file=env_file)
 
 
 async def _open(notifier: SimpleNotifier, options: Options) -> None:
