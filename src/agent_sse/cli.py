@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Live tool events over Server-Sent Events, and the user's permission back. "
-    "Settings are AGENT_SSE_* environment variables, also from .env.",
+    "Settings are AGENT_SSE_* environment variables, also from .env (not for the guard).",
 )  # fmt: skip
 
 policies = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a policy of tool calls.")

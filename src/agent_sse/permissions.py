@@ -176,6 +176,8 @@ class Permissions:
         if server:
             events.check_name(server, "server")
         whose: object = [server, request.server_identity] if request.server_identity else server
+        # What nobody has seen whole no remembered answer is about: neither one that there is, nor one to this request.
+        about: object = request_id if request.truncated else whose
         shown, hidden = self._masker.masked(parameters)
         if request.shown is not None:
             shown = request.shown
@@ -203,7 +205,7 @@ class Permissions:
             int(request.timeout * 1000) or 1, int(self._settings.permission_lease * 1000),
             digest(key) if key is not None else "", asked, head,
             b"\n".join(request.orphan) if request.orphan else b"", self._settings.max_pending_permissions,
-            request.risk_level, sha256([whose, tool]), sha256([whose, tool, parameters]), told,
+            request.risk_level, sha256([about, tool]), sha256([about, tool, parameters]), told,
             schema or b"",
         ]  # fmt: skip
 

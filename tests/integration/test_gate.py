@@ -461,3 +461,16 @@ async def test_gates_calls_go_on_in_another_task(room: Room) -> None:
     await call.__aexit__(ToolCallCancelled, caught.value, None)
     await call.__aexit__(None, None, None)
     assert [("pending", "executing", "cancelled", "result failed")] == await room.user.words()
+
+
+async def test_gate_asks_about_what_is_cut_whatever_was_remembered(room: Room) -> None:
+    """A yes for the tool does not cover parameters that nobody has seen whole, and one to these covers nothing else."""
+    calling = asyncio.create_task(room.run("write", {"path": "a"}))
+    await room.user.answers(scope="session", covers="tool")
+    await calling
+    await room.run("write", {"path": "b"})  # covered
+    for _ in range(2):
+        calling = asyncio.create_task(room.run("write", {"path": "a", "text": "x" * 300_000}))
+        await room.user.answers(scope="session", covers="tool")
+        await calling
+    assert ["answer", "grant", "answer", "answer"] == [entry["by"] for entry in await room.decisions()]

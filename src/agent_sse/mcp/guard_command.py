@@ -73,11 +73,23 @@ async def run(options: Options) -> int:
                 trusted=options.trust, timeout=options.timeout,
             )  # fmt: skip
 
-        return await run_guard(guarded, make_gate)
+        return await _while_ours(opening, asyncio.create_task(run_guard(guarded, make_gate)))
     finally:
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
         await notifier.aclose()
+
+
+async def _while_ours(opening: asyncio.Task[None], guarding: asyncio.Task[int]) -> int:
+    """Guard until that ends, or until it turns out that the session is another owner's."""
+    try:
+        await asyncio.wait({opening, guarding}, return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            opening.result()
+        return await guarding
+    finally:
+        guarding.cancel()
+        await asyncio.gather(guarding, return_exceptions=True)
 
 
 def _guarded(options: Options) -> GuardOptions:
