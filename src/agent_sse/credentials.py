@@ -66,7 +66,7 @@ _KEY_PART = re.compile(
 
 # No more than a shell's word, and after a slash only what may be base64. No name with its sign is read twice.
 _MORE = r"(?:/[A-Za-z0-9+_-]+)*={0,2}"
-_BARE = rf"""[^\s"'`\\&,;(){{}}\[\]<>|=~/][^\s"'`\\&,;(){{}}\[\]<>|/]*{_MORE}"""
+_BARE = rf"""[^\s"'`\\&,;(){{}}\[\]<>|=~/][^\s"'`\\&,;(){{}}\[\]<>|/=]*{_MORE}"""
 _QUOTED = (
     rf'\\"(?:[^\s"`\\&;<>|/]|\\\\(?:\\")?)*{_MORE}',  # in JSON that is a string of JSON
     rf'"(?:[^\s"`\\&;<>|/]|\\["\\])*{_MORE}',
@@ -75,6 +75,7 @@ _QUOTED = (
 _VALUE = "|".join((*_QUOTED, _BARE))
 _SCHEMES = "bearer|basic|token|digest|negotiate|apikey|api-key|key|bot|ssws|oauth|dpop|sharedkey|aws4-hmac-sha256"
 
+_BEHIND_SIGN = re.compile(rf"""[^\s"'`\\&,;(){{}}\[\]<>|/]*{_MORE}""".encode())
 _END_OF_WORD = re.compile(rb"[\s;|&<>`]|\$[({]|(?:\A|/)\.{1,2}/")
 _WORDS_OF_PATH = re.compile(rb"(?:\A|/)(?:[a-z_-]*|[A-Z][a-z]*|[A-Z_-]+|[0-9]+)(?=/|\Z)")
 _BASE64 = re.compile(rb"[\w+/=-]+", re.ASCII)
@@ -196,6 +197,9 @@ class Credentials:
             return [span for start, end in found if (span := _harmless(data, start, end))[0] < span[1]], spans[-1][1]
         if found[0] == found[1] or judge is _key_block:
             return ([found] if found[0] < found[1] else []), found[1]
+        if data[found[1] - 1 : found[1]] == b"=":  # another name's, had this one been no secret
+            more = _BEHIND_SIGN.match(data, found[1], max(found[1], found[0] + MOST_HIDDEN + 1))
+            found = found[0], more.end() if more else found[1]
         found = (_json_text(data, found) if is_json else None) or _harmless(data, *found)
         return ([found], found[1]) if found[0] < found[1] else ([], again)
 

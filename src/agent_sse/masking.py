@@ -222,8 +222,11 @@ class Masker:
         return self._show(f"{text[:begin]}{MASK}{text[end:]}", at, hidden)
 
     def _names_a_secret(self, value: dict[Any, Any]) -> bool:
-        names = (value.get(name) for name in _NAMES_OF_PAIRS)
-        return any(isinstance(name, str) and self._kind(name) & _SECRET for name in names)
+        for key in _NAMES_OF_PAIRS:
+            name = value.get(key)
+            if isinstance(name, str) and self._kind(name) & _SECRET:
+                return True
+        return False
 
     def _show_object(self, value: dict[Any, Any], at: str, hidden: _Hidden, depth: int) -> Any:
         shown: dict[Any, Any] = {}

@@ -186,6 +186,8 @@ def test_credential_in_a_text_is_hidden_alone(token: str, before: str, after: st
         ("https://h/o?X-Amz-Expires=9&X-Amz-Signature=" + HEX * 4, "https://h/o?X-Amz-Expires=9&X-Amz-Signature=••••"),
         ("https://h/o?sv=1&sig=" + "aB1%2B" * 8 + "%3D&se=2", "https://h/o?sv=1&sig=••••&se=2"),
         ("<user>bob</user><password>hunter2</password>", "<user>bob</user><password>••••</password>"),
+        ("secret=a=b=c1 x", "secret=•••• x"),
+        ("notoken=token=x1=y", "notoken=token=••••"),
         ("DB_PASS=secret1 ./run", "DB_PASS=•••• ./run"),
         ('{"password": "correct horse; battery/", "a": "b c"}', '{"password": "••••", "a": "b c"}'),
         ("secret=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY1 x", "secret=•••• x"),
