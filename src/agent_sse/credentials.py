@@ -76,7 +76,11 @@ _VALUE = "|".join((*_QUOTED, _BARE))
 _SCHEMES = "bearer|basic|token|digest|negotiate|apikey|api-key|key|bot|ssws|oauth|dpop|sharedkey|aws4-hmac-sha256"
 
 _BEHIND_SIGN = re.compile(rf"""[^\s"'`\\&,;(){{}}\[\]<>|/]*{_MORE}""".encode())
-_END_OF_WORD = re.compile(rb"[\s;|&<>`]|\$[({]|(?:\A|/)\.{1,2}/")
+# With the controls and spaces of Unicode, which end a line or a word in other languages than the shell's.
+_END_OF_WORD = re.compile(
+    rb"[\x00-\x20\x7f;|&<>`]|\$[({]|(?:\A|/)\.{1,2}/|\xc2[\x80-\xa0]|\xe2\x80[\x80-\x8f\xa8-\xaf]|\xe2\x81[\x9f-\xaf]"
+    rb"|\xe3\x80\x80|\xe1\x9a\x80|\xef\xbb\xbf"
+)
 _WORDS_OF_PATH = re.compile(rb"(?:\A|/)(?:[a-z_-]*|[A-Z][a-z]*|[A-Z_-]+|[0-9]+)(?=/|\Z)")
 _BASE64 = re.compile(rb"[\w+/=-]+", re.ASCII)
 _RUNS = re.compile(rb"`|\$[({]")

@@ -377,6 +377,8 @@ def test_commands_between_secrets_are_shown(parts: list[tuple[str, str, str, str
         ("curl http://a:x;reboot;@x", "curl http://a:••••;reboot;@x"),
         ("curl -u bob:a;reboot", "curl -u bob:••••;reboot"),
         ('["x"]; password="a; rm -rf ~"', '["x"]; password="••••; rm -rf ~"'),
+        ("password=x1\u2028reboot", "password=••••\u2028reboot"),
+        ("password=x1\u00a0reboot", "password=••••\u00a0reboot"),
         ('{"password": "$(reboot) x"}', '{"password": "$(reboot) x"}'),
     ],
 )  # fmt: skip
