@@ -14,11 +14,11 @@ from itertools import count
 from typing import Any
 from urllib.parse import quote
 
-from agent_sse import credentials
+from agent_sse import credential_forms, credentials
 from agent_sse.credentials import Credentials, KnownTexts
 from agent_sse.errors import InvalidEvent
 
-MASK = credentials.MASK
+MASK = credential_forms.MASK
 # Left out, since they name other things more often: `pin` (of a board), `session_id`, `pass` (of tests) by itself,
 # `key`, `dsn` (whose password is found by its form).
 DEFAULT_KEYS = (

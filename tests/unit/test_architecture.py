@@ -22,10 +22,10 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
     frozenset(room.split())
     for room in (
         "errors frames terminal access_log scripts shutdown jwt_text token_cache wheel deadlines nofile lines "
-        "held_head policy_patterns policy_paths policy_lines appender shorten credentials api_docs",
-        "masking policy schema_keywords waits",
-        "merge_patch settings keys events sinks limits state_dir watch_view wire sentinels policy_form",
-        "json_schema policy_file",
+        "held_head policy_patterns policy_paths policy_lines appender shorten credential_forms api_docs",
+        "credentials policy schema_keywords waits",
+        "masking keys events sinks limits state_dir watch_view wire sentinels policy_form",
+        "merge_patch settings json_schema policy_file",
         "servers policy_check",
         "backend embedded protocol jwt_claims jwt_keys requests",
         "auth pubsub store redis_url decisions",
@@ -57,8 +57,9 @@ PURE = {
     "keys": frozenset({"errors"}),
     "nofile": frozenset[str](),
     "settings": frozenset({"masking"}),
-    "masking": frozenset({"errors", "credentials"}),
-    "credentials": frozenset[str](),
+    "masking": frozenset({"errors", "credential_forms", "credentials"}),
+    "credentials": frozenset({"credential_forms"}),
+    "credential_forms": frozenset[str](),
     "merge_patch": frozenset({"errors", "masking"}),
     "policy": frozenset({"policy_paths", "policy_patterns", "terminal"}),
     "policy_patterns": frozenset[str](),
