@@ -207,6 +207,7 @@ class ToolCall:
             await self._say_last("cancelled", f"cancelled by {said.by}" if said is not None else "cancelled")
             self._raise_if_cancelled_by_user(exc)
         else:
+            self._is_cancelled_by_user_only()  # a user's cancel that the body made an error of is taken back too
             await self._say_last("failed", str(exc) or type(exc).__name__)
 
     def detach(self, on_cancel: Callable[[], None] | None = None) -> None:

@@ -87,6 +87,33 @@ async def test_cancelled_call_is_interrupted_and_its_card_closed(room: Room) -> 
     )
 
 
+async def test_cancellation_that_the_body_makes_an_error_of_leaves_the_task_uncancelled(room: Room) -> None:
+    """A body that raises its own error when it is interrupted has failed, and its task may go on waiting."""
+    inside = asyncio.Event()
+
+    async def call() -> None:
+        async with room.agent.tool_call(room.session, "file_edit", {}, tool_call_id="c1"):
+            inside.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise ValueError("interrupted") from None
+
+    async def work() -> int:
+        with pytest.raises(ValueError, match="interrupted"):
+            await call()
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    working = asyncio.create_task(work())
+    async with asyncio.timeout(DEADLINE):
+        await inside.wait()
+        await cancel(room, "c1")
+        assert 0 == await working
+    assert ["pending", "executing", "failed", "interrupted"] == await card(room, "c1")
+
+
 async def test_cancelling_a_waiting_call_withdraws_its_prompt(room: Room) -> None:
     """A call that waits for permission never runs: its request is withdrawn, its card and its prompt go away."""
     running = Running(room, "c1", require_permission=True, risk_level="high")
