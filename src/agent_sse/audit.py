@@ -39,14 +39,20 @@ class AuditEntry:
 
 
 def read_entry(entry_id: bytes, text: bytes) -> AuditEntry:
-    """Return an entry as the Stream has it."""
+    """Return an entry as the Stream has it. One that is no JSON object is kept as text in ``unreadable``."""
     name = entry_id.decode()
     moment = datetime.fromtimestamp(int(name.partition("-")[0]) / 1000, UTC)
+    return AuditEntry(name, events.timestamp(moment), _data_of(text))
+
+
+def _data_of(text: bytes) -> dict[str, Any]:
     try:
         data = json.loads(text)
-    except ValueError:  # none of ours; it must not hide those that are
-        data = {"kind": "unreadable"}
-    return AuditEntry(name, events.timestamp(moment), data if isinstance(data, dict) else {"kind": "unreadable"})
+        events.encode(data)  # what JSON cannot hold, nobody could be shown
+    except (ValueError, RecursionError):
+        data = None
+    # None of ours; it must not hide those that are.
+    return data if isinstance(data, dict) else {"kind": "unreadable", "unreadable": repr(text)}
 
 
 def about(*, server: str, risk_level: str, digest: str, parameters: object, rule: str = "") -> bytes:

@@ -237,13 +237,11 @@ class AuditFile:
 
 
 def line_of(session_id: str, entry_id: bytes, text: bytes) -> bytes:
-    """Return an entry as a line. One that is no JSON object is kept as text in ``unreadable``."""
-    try:
-        return events.encode({"session_id": session_id, **read_entry(entry_id, text).as_json()}) + b"\n"
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        name = entry_id.decode()
-        log.warning("session %s: audit entry %s is none that this package wrote", session_id, name)
-        return events.encode({"session_id": session_id, "id": name, "unreadable": repr(text)}) + b"\n"
+    """Return an entry as a line."""
+    entry = read_entry(entry_id, text)
+    if "unreadable" in entry.data:
+        log.warning("session %s: audit entry %s is none that this package wrote", session_id, entry.entry_id)
+    return events.encode({"session_id": session_id, **entry.as_json()}) + b"\n"
 
 
 def _pages(items: Sequence[T], size: int) -> list[Sequence[T]]:

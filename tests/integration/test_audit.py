@@ -277,3 +277,13 @@ async def test_edit_that_comes_out_otherwise_does_not_run_and_is_audited(
     assert decision.parameters is None
     entry = await one_entry(room, "refusal")
     assert ("c1", "file_edit", "agent") == (entry["tool_call_id"], entry["tool_name"], entry["by"])
+
+
+async def test_foreign_entry_hides_no_other(room: Room) -> None:
+    """What somebody else wrote into the audit is shown as text, and what stands around it as ever."""
+    await room.agent.audit(room.session, {"kind": "decision", "tool_call_id": "c1"})
+    async with room.valkey.client() as client:
+        for text in (b"no json", b"[1]", b'{"a": NaN}', b"\xff"):
+            await client.xadd(f"agent_sse:{{{room.session}}}:audit", {"d": text})
+    await room.agent.audit(room.session, {"kind": "decision", "tool_call_id": "c2"})
+    assert ["decision", *["unreadable"] * 4, "decision"] == [entry["kind"] for entry in await room.audit()]
