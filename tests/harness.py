@@ -262,7 +262,20 @@ class ServiceProcess:
         async with asyncio.timeout(DEADLINE):
             await self._known.wait()
         assert self.url, f"the service did not start:\n{self.output}"
+        if "--workers" in self.command:  # the parent has bound the port and said so; a worker listens a little later
+            await until(self._accepts, what="a worker listening")
         return self.served
+
+    async def _accepts(self) -> bool:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+        except ConnectionRefusedError:
+            return False
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        return True
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
