@@ -1,0 +1,18 @@
+import { defineConfig } from "vite";
+
+// The library: two entries, the core without any dependency, React left to who uses it.
+export default defineConfig({
+  build: {
+    target: "es2022",
+    emptyOutDir: true,
+    sourcemap: true,
+    minify: true,
+    lib: {
+      entry: { index: "src/index.ts", react: "src/react/index.ts" },
+      formats: ["es"],
+      cssFileName: "react",
+    },
+    rollupOptions: { external: ["react", "react-dom", "react/jsx-runtime"] },
+  },
+  test: { include: ["test/**/*.test.ts"] },
+});
