@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SERVERS := tests/servers/node_modules/.package-lock.json
+CLIENT := client/node_modules/.package-lock.json
 # `make setup PYTHON=/path/to/python` tries that one only.
 PYTHON ?= python3 python3.13 python3.12 python3.11
 # `make test PYTEST_ARGS="-k cursor"`, `make serve ARGS="--port 9000"`
@@ -15,7 +16,7 @@ ARGS ?=
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test bench lint format lock clean
+.PHONY: help setup demo serve test client chromium bench lint format lock clean
 
 help: ## show this list
 	@echo "agent-sse: agent events to the browser, and the user's permission back"
@@ -56,16 +57,26 @@ demo: setup ## run the main job on a real MCP server: events, a question, your a
 serve: setup ## run the service with the settings from the environment and .env
 	@$(BIN)/agent-sse serve $(ARGS)
 
-test: setup lint $(SERVERS) ## check style and types, then run all tests
+test: setup lint client chromium $(SERVERS) ## check style and types, then run all tests
+	@command -v curl >/dev/null || { echo "the tests need curl, for an agent that is a shell script" >&2; exit 1; }
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(PYTEST_ARGS)
 
-# Real MCP servers from npm for the tests; nothing of them is needed to run the service or the guard. --no-save, or npm
-# of another version would write the lock anew; --ignore-scripts, since none of them has to build anything.
-$(SERVERS): tests/servers/package-lock.json tests/servers/package.json
+client: setup $(CLIENT) ## check, build and test the browser's client, and that the console is built from it
+	cd client && npm run --silent lint && npm run --silent types -- --check && npm run --silent check
+	cd client && npm run --silent build && npm run --silent size && npm run --silent console -- --check
+	cd client && npm test --silent
+
+chromium: setup
+	@$(BIN)/python tests/browser/chromium.py
+
+# From npm: the client's tools, and real MCP servers for the tests; nothing of them is needed to run the service, the
+# console or the guard. `ci`, or npm of another version would write the lock anew; --ignore-scripts, since none of them
+# has to build anything.
+client/node_modules/.package-lock.json tests/servers/node_modules/.package-lock.json: \
+    %/node_modules/.package-lock.json: %/package-lock.json %/package.json
 	@node -e 'process.exit(+(process.versions.node.split(".")[0] < 20))' 2>/dev/null && npm --version >/dev/null 2>&1 || { \
-	    echo "the tests need Node.js >= 20 with npm, for real MCP servers (https://nodejs.org)" >&2; exit 1; }
-	@command -v curl >/dev/null || { echo "the tests need curl, for an agent that is a shell script" >&2; exit 1; }
-	@npm ci --prefix tests/servers --no-audit --no-fund --ignore-scripts --loglevel=error
+	    echo "the tests need Node.js >= 20 with npm, for the browser's client and real MCP servers (https://nodejs.org)" >&2; exit 1; }
+	@npm ci --prefix $* --no-audit --no-fund --ignore-scripts --loglevel=error
 	@touch $@
 
 # `make bench ARGS="--only fanout --rounds 1 --peers agent-sse"`
@@ -92,5 +103,5 @@ lock: setup ## write requirements/*.txt anew from pyproject.toml
 	$(COMPILE) --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 
 clean: ## remove .venv, caches and build results
-	rm -rf $(VENV) tests/servers/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/servers/node_modules client/node_modules client/dist build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
