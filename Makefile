@@ -63,7 +63,7 @@ test: setup lint client chromium $(SERVERS) ## check style and types, then run a
 
 client: setup $(CLIENT) ## check, build and test the browser's client, and that the console is built from it
 	cd client && npm run --silent lint && npm run --silent types -- --check && npm run --silent check
-	cd client && npm run --silent build && npm run --silent size && npm run --silent console -- --check
+	cd client && npm run --silent build && npm run --silent size && npm run --silent console:check
 	cd client && npm test --silent
 
 chromium: setup
