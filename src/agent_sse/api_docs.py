@@ -85,6 +85,16 @@ TICKET = answer_docs(shape({"token": TEXT, "expires_in": COUNT}), "a ticket")
 SESSIONS = answer_docs(
     shape({"sessions": listed(shape({"session_id": TEXT, "owned": FLAG, "last_event_id": NULLABLE}))}), "the sessions"
 )
+POLLED = answer_docs(
+    shape(
+        {
+            "events": listed(shape({"id": NULLABLE, "type": TEXT, "data": OBJECT})),
+            "last_event_id": {"type": ["string", "null"], "description": "send it with the next poll"},
+            "reset": {"enum": [None, "history_expired", "invalid_cursor", "history_lost"]},
+        }
+    ),
+    "events in order; none: nothing happened in time, poll again",
+)  # fmt: skip
 CANCELLED = shape({"tool_call_id": TEXT, "status": {"enum": ["withdrawn", "cancelling"]}})
 REVOKED = answer_docs(GRANT, "the remembered answer, which is forgotten")
 AUDIT = answer_docs(

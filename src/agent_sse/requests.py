@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Scope
+from starlette.types import Receive, Scope
 
 from agent_sse.access_log import redact_query
 from agent_sse.errors import ApiError
@@ -224,11 +224,11 @@ def check_answer(value: object) -> PermissionAnswer:
     return answer
 
 
-def read_seconds(request: Request, name: str, *, most: float) -> float:
-    """Return a number of seconds in the query, 0 when there is none. Raises ApiError 422."""
+def read_seconds(request: Request, name: str, *, most: float, default: float = 0.0) -> float:
+    """Return a number of seconds in the query. Raises ApiError 422."""
     values = request.query_params.getlist(name)
     if not values:
-        return 0.0
+        return default
     if len(values) > 1 or _SECONDS.fullmatch(values[0]) is None or float(values[0]) > most:
         raise _wrong(name, f"a number of seconds from 0 to {most:g}")
     return float(values[0])
@@ -264,6 +264,12 @@ def read_idempotency_key(request: Request) -> str | None:
     if len(values) > 1 or not 0 < len(key) <= KEY_LIMIT or not (key.isascii() and key.isprintable()):
         raise _wrong("Idempotency-Key", f"one header of 1 to {KEY_LIMIT} printable ASCII characters")
     return key
+
+
+async def until_left(receive: Receive) -> None:
+    """Return when the client has left. Servers drop what is sent to one that has: only ``receive`` tells."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _wrong(field: str, message: str) -> ApiError:

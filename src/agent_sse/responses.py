@@ -19,6 +19,7 @@ from agent_sse.errors import ApiError
 from agent_sse.frames import EventId
 from agent_sse.hub import Hub
 from agent_sse.protocol import CONNECTION, StreamProtocol
+from agent_sse.requests import until_left
 from agent_sse.settings import Settings
 from agent_sse.sinks import AsgiSink, DirectSink, Stalled
 from agent_sse.stream import RETRY_MS, Connection
@@ -176,7 +177,5 @@ def _end(settings: Settings, principal: Principal) -> tuple[float, bytes]:
 
 
 async def _end_on_disconnect(receive: Receive, connection: Connection) -> None:
-    # uvicorn's send() returns silently after a disconnect: only receive() tells.
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    await until_left(receive)
     connection.end()

@@ -16,6 +16,7 @@ from agent_sse.decisions import Answer
 from agent_sse.errors import ApiError, RedisRefused, RedisUnavailable
 from agent_sse.frames import ZERO, EventId, format_id, parse_id
 from agent_sse.opening import Opening
+from agent_sse.polling import DEFAULT_WAIT, MAX_WAIT, Polling
 from agent_sse.responses import success
 from agent_sse.rights import SessionId, check_right, principal_of
 from agent_sse.service import Service
@@ -34,6 +35,15 @@ STREAM_QUERY = api_docs.query_docs(
     ("Last-Event-ID", "header", api_docs.TEXT, "resume after this event id; 0-0 asks for everything"),
     ("last_event_id", "query", api_docs.TEXT, "the same as Last-Event-ID, which wins"),
 )
+POLL_QUERY = [
+    *STREAM_QUERY[1:],
+    *api_docs.query_docs(
+        (
+            "wait", "query", {"type": "number", "minimum": 0, "maximum": MAX_WAIT, "default": DEFAULT_WAIT},
+            "seconds to wait for the next event, when there is none yet",
+        ),
+    ),
+]  # fmt: skip
 AUDIT_QUERY = api_docs.query_docs(
     ("after", "query", api_docs.TEXT, "the id of the entry after which to begin"),
     (
@@ -81,6 +91,11 @@ def _add_looking(router: APIRouter, endpoints: _UserEndpoints) -> None:
         response_class=Response, openapi_extra={"parameters": STREAM_QUERY},
     )  # fmt: skip
     router.add_api_route(
+        "/poll/{session_id}", endpoints.poll, methods=["GET"], summary="Poll for events, where no stream comes through",
+        openapi_extra={"parameters": POLL_QUERY},
+        responses={200: api_docs.POLLED, **error_docs(401, 403, 422, 429, 503)},
+    )  # fmt: skip
+    router.add_api_route(
         "/audit/{session_id}", endpoints.audit, methods=["GET"], summary="Read who decided what",
         openapi_extra={"parameters": AUDIT_QUERY}, responses={200: api_docs.AUDIT, **error_docs(401, 403, 422, 503)},
     )  # fmt: skip
@@ -105,6 +120,7 @@ class _UserEndpoints:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._opening = Opening(service)
+        self._polling = Polling(service)
 
     async def events(self, request: Request, session_id: SessionId) -> Response:
         """Stream the session's events (protocol: Server-Sent Events). The token comes in the header or as `?token=`.
@@ -112,6 +128,14 @@ class _UserEndpoints:
         Resume with the `Last-Event-ID` header or `?last_event_id=`. Needs the scope `events:read`.
         """
         return await self._opening.prepare(request, session_id)
+
+    async def poll(self, request: Request, session_id: SessionId) -> Response:
+        """Return the events after the cursor at once, or wait for the next; without a cursor the session's snapshot.
+
+        Send `last_event_id` of the answer with the next poll: cursor, order and completeness are the stream's. The
+        token comes in the header only. Needs the scope `events:read`.
+        """
+        return await self._polling.answer(request, session_id)
 
     async def respond(self, request: Request, session_id: SessionId) -> Response:
         """Approve or deny; with scope `session` for every time, with `parameters_patch` with other parameters.

@@ -24,8 +24,8 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
         "errors frames terminal access_log scripts shutdown jwt_text token_cache wheel deadlines nofile lines "
         "held_head policy_patterns policy_paths policy_lines appender shorten credential_forms api_docs",
         "credentials policy schema_keywords waits",
-        "masking keys events sinks limits state_dir watch_view wire sentinels policy_form",
-        "merge_patch settings json_schema policy_file",
+        "masking keys events sinks event_sink limits state_dir watch_view wire sentinels policy_form",
+        "merge_patch settings json_schema policy_file event_models watch_session",
         "servers policy_check",
         "backend embedded protocol jwt_claims jwt_keys requests",
         "auth pubsub store redis_url decisions",
@@ -37,6 +37,7 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
         "notifier service responses watch api_errors",
         "mcp",
         "opening rights",
+        "polling",
         "user_routes agent_routes",
         f"{ROOT} routes demo",
         "app",
@@ -67,6 +68,7 @@ PURE = {
     "policy_lines": frozenset[str](),
     "appender": frozenset[str](),
     "sinks": frozenset({"frames"}),
+    "event_sink": frozenset({"frames"}),
     "wheel": frozenset[str](),
     "terminal": frozenset[str](),
 }
@@ -74,12 +76,12 @@ PURE = {
 # Who may use which third-party package. What is not named here is used nowhere.
 THIRD_PARTY = {
     "fastapi": {"agent_routes", "api_errors", "app", "rights", "routes", "user_routes"},
-    "starlette": {"api_errors", "app", "mcp", "opening", "requests", "responses", "routes"},
+    "starlette": {"api_errors", "app", "mcp", "opening", "polling", "requests", "responses", "routes"},
     "uvicorn": {"held_head", "protocol", "serve", "mcp"},
     "redis": {"sentinels", "servers", "wire"},
     "hiredis": {"wire"},
     "jose": {"auth", "jwt_keys"},
-    "pydantic": {"settings", "notifier", "requests", "routes", "incoming", "policy_form", "api_docs", "mcp"},
+    "pydantic": {"settings", "notifier", "requests", "routes", "incoming", "policy_form", "api_docs", "mcp", "event_models"},
     "pydantic_settings": {"settings"},
     "opentelemetry": {"requests"},
     "mcp": {"demo", "mcp"},
