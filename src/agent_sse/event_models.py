@@ -27,7 +27,7 @@ Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 def _tidy(schema: dict[str, Any]) -> None:
-    """Leave out what generators take for names and values: fields' titles, and the default null. Required ones first."""
+    """Put required fields first, and leave out what generators take for names and values: titles and defaults."""
     fields, required = schema["properties"], schema["required"]
     for described in fields.values():
         described.pop("title", None)
