@@ -275,6 +275,27 @@ def schema() -> dict[str, Any]:
     return {"$schema": DIALECT, "title": "WireEvent", **roots[("event", "validation")], **shared}
 
 
+def inlined() -> dict[str, Any]:
+    """Return :func:`schema` without references, to stand inside another document, whose root ``#`` would mean there.
+
+    https://spec.openapis.org/oas/v3.1.1.html#relative-references-in-api-description-uris
+    """
+    whole = schema()
+    definitions = whole.pop("$defs")
+
+    def resolve(part: Any) -> Any:
+        if isinstance(part, list):
+            return [resolve(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:  # none is inside itself
+            return resolve(definitions[part["$ref"].removeprefix("#/$defs/")])
+        return {name: resolve(value) for name, value in part.items()}
+
+    # What it names are references too; every event's `type` is a constant, which says the same.
+    return {name: resolve(value) for name, value in whole.items() if name not in ("$schema", "discriminator")}
+
+
 def text() -> str:
     """Return :func:`schema` as it stands in the client's `schema/events.schema.json`: the same for the same models."""
     return json.dumps(schema(), ensure_ascii=False, indent=2) + "\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
 
 from agent_sse import event_models, events, incoming
@@ -128,3 +129,14 @@ def test_models_describe_what_the_builders_make() -> None:
         events.error("the model is unavailable", "model_unavailable"),
     ):
         assert EVENT.validate_json(events.encode(event), extra="forbid").type == event["type"]
+
+
+def test_schema_without_references_says_the_same() -> None:
+    """What stands inside an OpenAPI document points to nothing, and takes and refuses what the schema does."""
+    inlined = event_models.inlined()
+    assert "$ref" not in json.dumps(inlined)
+    assert "#/" not in json.dumps(inlined)
+    samples = [STATUS, {"type": "heartbeat", "timestamp": 1.5}, {"type": "heartbeat"}, {"type": "other", "data": {}}]
+    for described in (inlined, event_models.schema()):
+        validator = Draft202012Validator(described)
+        assert [True, True, False, False] == [validator.is_valid(sample) for sample in samples]
