@@ -1,4 +1,4 @@
-import { defineConfig } from "vite";
+import { defineConfig } from "vitest/config";
 
 // The library: two entries, the core without any dependency, React left to who uses it.
 export default defineConfig({

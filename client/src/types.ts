@@ -1,6 +1,9 @@
 // The public types beside the events; those are generated, see events.ts.
 
+import type { AgentSSEError } from "./errors.js";
 import type { EventData, EventType } from "./events.js";
+
+export type { AgentSSEError, ErrorCode } from "./errors.js";
 
 /** One event as it arrived. */
 export interface ReceivedEvent<T extends EventType = EventType> {
@@ -71,26 +74,6 @@ export interface ClientOptions {
   streamRetry?: number;
   /** One connection for all tabs of this session and subject. Default true. */
   shareTabs?: boolean;
-}
-
-export type ErrorCode =
-  | "unauthorized" // 401
-  | "forbidden" // 403
-  | "limited" // 429, 503
-  | "network"
-  | "max_attempts"
-  | "lagged" // an async iterator's reader fell too far behind
-  | (string & {}); // the service's `error.code`
-
-/** The one error class of this package. */
-export declare class AgentSSEError extends Error {
-  readonly code: ErrorCode;
-  /** The HTTP status, if there was an answer. */
-  readonly status: number | null;
-  /** Seconds to wait, as `Retry-After` said. */
-  readonly retryAfter: number | null;
-  /** What the service said besides (a conflict's winning decision). */
-  readonly data: unknown;
 }
 
 /** An answer to a permission request (docs/permissions.md). */

@@ -1,0 +1,59 @@
+// The one error class of this package, and how an answer of the service becomes one. Never holds a token.
+
+/** What went wrong, for programs. What is not named here is the service's own `error.code`. */
+export type ErrorCode =
+  /** 401, or the token expired: another token is needed. */
+  | "unauthorized"
+  /** 403: the token gives no right to this session, or lacks the scope. */
+  | "forbidden"
+  /** 429 or 503: `retryAfter` says when to come again. */
+  | "limited"
+  /** No answer, a broken connection, or silence. */
+  | "network"
+  /** What answered is no event stream; check `baseUrl`. */
+  | "not_a_stream"
+  /** `maxReconnectAttempts` attempts in a row failed. */
+  | "max_attempts"
+  /** The session was closed. */
+  | "session_closed"
+  /** An async iterator's reader fell too far behind. */
+  | "lagged"
+  | (string & {});
+
+/** The one error class of this package. */
+export class AgentSSEError extends Error {
+  override readonly name = "AgentSSEError";
+
+  constructor(
+    readonly code: ErrorCode,
+    message: string,
+    /** The HTTP status, if there was an answer. */
+    readonly status: number | null = null,
+    /** Seconds to wait, as `Retry-After` said. */
+    readonly retryAfter: number | null = null,
+    /** What the service said besides (a conflict's winning decision). */
+    readonly data: unknown = null,
+  ) {
+    super(message);
+  }
+}
+
+const CODES: Record<number, ErrorCode> = { 401: "unauthorized", 403: "forbidden", 429: "limited", 503: "limited" };
+
+/** Return what a response that is no success says. */
+export async function refusal(response: Response): Promise<AgentSSEError> {
+  const { status, headers } = response;
+  const body = await response.json().catch(() => null);
+  return new AgentSSEError(
+    CODES[status] ?? body?.error?.code ?? `http_${status}`,
+    body?.message ?? `the service answered with status ${status}`,
+    status,
+    Number(headers.get("Retry-After")) || null,
+    body?.data ?? null,
+  );
+}
+
+/** Return any thrown value as this package's error. */
+export function asError(error: unknown): AgentSSEError {
+  return error instanceof AgentSSEError ? error : new AgentSSEError("network", `the connection failed: ${error}`);
+}
