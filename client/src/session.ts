@@ -68,10 +68,13 @@ export function reduceSession(view: SessionView, event: ReceivedEvent, now: numb
   return { ...next, count: view.count + 1, lastEvent: event };
 }
 
-/** The view without a request that was answered here, or that the service does not know any more. */
-export function settleRequest(view: SessionView, requestId: string): SessionView {
+/** The view without a request: answered here, cleared, or unknown to the service; with what became of it, if known. */
+export function settleRequest(view: SessionView, requestId: string, outcome?: Outcome): SessionView {
   const requests = view.requests.filter((request) => request.id !== requestId);
-  return { ...view, requests, settled: bounded(view.settled, requestId) };
+  const settled = bounded(view.settled, requestId);
+  if (outcome === undefined) return { ...view, requests, settled };
+  const others = view.outcomes.filter((one) => one.requestId !== requestId);
+  return { ...view, requests, settled, outcomes: [...others, outcome].slice(-MAX_OUTCOMES) };
 }
 
 /** The view with its last error put away. */
@@ -173,8 +176,7 @@ function withCleared(view: SessionView, data: Data): SessionView {
     edited: isObject(data.parameters_patch),
     at: instant(data.timestamp),
   };
-  const others = view.outcomes.filter((one) => one.requestId !== id);
-  return { ...settleRequest(view, id), outcomes: [...others, outcome].slice(-MAX_OUTCOMES) };
+  return settleRequest(view, id, outcome);
 }
 
 function withError(view: SessionView, _data: Data, event: ReceivedEvent): SessionView {

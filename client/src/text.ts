@@ -24,7 +24,7 @@ const UNSEEN = new RegExp(
   "gu",
 );
 
-const LONG_NUMBER = /\d{16}|\d\.?\d*[eE][+-]?\d{2}/;
+const LONG_NUMBER = /\d[\d.]{15}|\d\.?\d*[eE][+-]?\d{2}/;
 
 /** Show control, bidirectional and invisible characters by number, `\u{202e}`; a line feed stays. */
 export function visible(text: string): string {
@@ -84,9 +84,15 @@ function rounds(value: number, source: string): boolean {
   return (digits.length > 15 && JSON.stringify(value) !== source) || (value === 0 && digits !== "");
 }
 
-/** Whether this engine can keep a large number's digits; where not, say beside what is to be approved that it rounds. */
-export function keepsDigits(): boolean {
-  return EXACT.rawJSON !== undefined;
+/**
+ * Whether a value holds a number that this engine has rounded: true only in engines without `JSON.rawJSON`. Say so
+ * beside what is to be approved.
+ */
+export function isRounded(value: unknown): boolean {
+  if (typeof value === "number")
+    return !Number.isFinite(value) || (Number.isInteger(value) && !Number.isSafeInteger(value));
+  if (Array.isArray(value)) return value.some(isRounded);
+  return isObject(value) && Object.values(value).some(isRounded);
 }
 
 /** Whether a value is a number kept as text by {@link parseExact}. */
