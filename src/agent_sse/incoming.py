@@ -58,6 +58,8 @@ class _Details(_Strict):
     start_time: Time | None = None
     progress: _Progress | None = None
     parent_tool_call_id: str | None = None
+    server: str | None = None
+    cancellable: StrictBool | None = None
 
 
 class _ToolStatus(_Strict):

@@ -106,6 +106,14 @@ async def test_reserved_type_is_refused(room: Room, kind: str) -> None:
         ({"type": "tool_status", "data": {"tool_name": "", "status": "pending"}}, "tool_name"),
         ({"type": "tool_status", "data": {"tool_name": "a\u0000", "status": "pending"}}, "tool_name"),
         ({"type": "tool_status", "data": {"tool_name": "t", "status": "pending", "details": 1}}, "data.details"),
+        (
+            {"type": "tool_status", "data": {"tool_name": "t", "status": "pending", "details": {"server": 5}}},
+            "data.details.server",
+        ),
+        (
+            {"type": "tool_status", "data": {"tool_name": "t", "status": "pending", "details": {"cancellable": "x"}}},
+            "data.details.cancellable",
+        ),
         ({"type": "tool_status", "data": {"tool_name": "t", "status": "pending", "timestamp": "x"}}, "data.timestamp"),
         ({"type": "tool_result", "data": {"tool_name": "t"}}, "data.success"),
         ({"type": "tool_result", "data": {"tool_name": "t", "success": 1}}, "data.success"),
