@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -18,26 +17,23 @@ from agent_sse import requests
 from agent_sse.api_errors import INTERNAL, error_docs, to_api_error
 from agent_sse.errors import ApiError
 from agent_sse.opening import Opening, StreamPath
+from agent_sse.pages import PageGuard, add_pages
 from agent_sse.responses import failure, success
 from agent_sse.routes import load_settings, router_of
 from agent_sse.service import Authorize, Service
 from agent_sse.settings import Settings
 
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-PAGE_FILES = {"console.js": "text/javascript", "console.css": "text/css"}
-
 
 class _App(FastAPI):
-    """FastAPI, with two things before it: tokens leave the URL, and ``streams`` serves the streams.
+    """FastAPI, with three things before it: tokens leave the URL, ``guard`` keeps pages, ``streams`` serves streams.
 
-    The first, because FastAPI's own tracing would record them. The second, because what FastAPI wraps around a request
-    lives as long as the request, and costs more than the rest of opening a stream; a middleware that was added to this
-    application sees every request nevertheless, streams too.
+    The first, because FastAPI's own tracing would record them. The second, because FastAPI itself serves the API's
+    description. The third, because what FastAPI wraps around a request lives as long as the request, and costs more
+    than the rest of opening a stream; a middleware that was added to this application sees every request
+    nevertheless, streams too.
     """
 
+    guard: PageGuard | None = None
     streams: StreamPath | None = None
     own_middleware = 0
 
@@ -47,6 +43,10 @@ class _App(FastAPI):
             own = len(self.user_middleware) == self.own_middleware
             if own and self.streams is not None and self.streams.matches(scope):
                 await self.streams(scope, receive, send)
+                return
+            refusal = self.guard.refusal(scope) if self.guard is not None else None
+            if refusal is not None:
+                await failure(refusal)(scope, receive, send)
                 return
         await super().__call__(scope, receive, send)
 
@@ -85,7 +85,7 @@ def create_app(settings: Settings | None = None, *, authorize: Authorize | None 
     cors: dict[str, Any] = {
         "allow_origins": list(settings.cors_origins), "allow_methods": ["GET", "POST", "PUT", "DELETE"],
         "allow_headers": ["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"],
-        "expose_headers": ["Retry-After"], "allow_credentials": False,
+        "expose_headers": ["Retry-After", "Heartbeat-Interval"], "allow_credentials": False,
     }  # fmt: skip
     if settings.cors_origins:
         app.add_middleware(_Cors, **cors)
@@ -100,7 +100,8 @@ def create_app(settings: Settings | None = None, *, authorize: Authorize | None 
     for kind in (HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _handle)
     _add_process_routes(app, service)
-    _add_page(app, settings)
+    add_pages(app, settings)
+    app.guard = PageGuard(app, settings)
     return app
 
 
@@ -122,23 +123,3 @@ def _add_process_routes(app: FastAPI, service: Service) -> None:
             503, "not_ready", "Redis does not answer, messages do not come back, or a part of the service has ended",
             retry_after=1,
         )  # fmt: skip
-
-
-def _add_page(app: FastAPI, settings: Settings) -> None:
-    folder = files("agent_sse") / "console"
-    headers = {
-        "content-security-policy": PAGE_POLICY, "referrer-policy": "no-referrer", "x-content-type-options": "nosniff",
-        "cache-control": "no-cache", "cross-origin-opener-policy": "same-origin",
-    }  # fmt: skip
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        text = (folder / "index.html").read_text(encoding="utf-8")
-        text = text.replace('content="/agent_backend/api/sse"', f'content="{settings.url_prefix}"')
-        return Response(text, media_type="text/html", headers=headers)
-
-    @app.get("/console/{name}", include_in_schema=False)
-    async def page_file(name: str) -> Response:
-        if name not in PAGE_FILES:
-            raise HTTPException(404, "there is no such file")
-        return Response((folder / name).read_bytes(), media_type=PAGE_FILES[name], headers=headers)

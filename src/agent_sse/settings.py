@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from agent_sse.hosts import check_pattern
 from agent_sse.masking import DEFAULT_KEYS
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -94,6 +95,22 @@ class Settings(RedisSettings):
     webhook_attempts: Count = Field(8, description="How often a delivery is tried")
     audit_file: Path | None = Field(None, description="JSON-lines file to which the audit of all sessions is appended")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field((), description="Allowed origins, comma-separated")
+
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names in Host that may have the console and the API's description, comma-separated; * = any"
+    )
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_pattern(name) for name in value)
 
     @field_validator("cors_origins", mode="before")
     @classmethod

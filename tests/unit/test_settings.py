@@ -34,6 +34,7 @@ SAMPLES = {
     "HEARTBEAT_INTERVAL": ("0.5", 0.5),
     "PORT": ("0", 0),
     "URL_PREFIX": ("/api/v1", "/api/v1"),
+    "ALLOWED_HOSTS": ("App.example.com, *.example.org,", ("app.example.com", "*.example.org")),
     "CORS_ORIGINS": ("https://a.example, http://localhost:3000/", ("https://a.example", "http://localhost:3000")),
 }
 
@@ -92,6 +93,10 @@ WRONG = [
     ("CORS_ORIGINS", "app.example.com"), ("CORS_ORIGINS", "https://a.example,null"),
     ("CORS_ORIGINS", "https://a.example/app"), ("CORS_ORIGINS", "https://"), ("CORS_ORIGINS", "https://*.example"),
     ("CORS_ORIGINS", "https://a.example https://b.example"), ("CORS_ORIGINS", "https://user@a.example"),
+    ("ALLOWED_HOSTS", "https://a.example"), ("ALLOWED_HOSTS", "a.example:8000"), ("ALLOWED_HOSTS", "a.example."),
+    ("ALLOWED_HOSTS", "*example.com"), ("ALLOWED_HOSTS", "a.*.example"), ("ALLOWED_HOSTS", "*."),
+    ("ALLOWED_HOSTS", "a b"), ("ALLOWED_HOSTS", "user@a.example"), ("ALLOWED_HOSTS", "münchen.example"),
+    ("ALLOWED_HOSTS", ".example.com"), ("ALLOWED_HOSTS", "-a.example"), ("ALLOWED_HOSTS", "a.example/x"),
 ]  # fmt: skip
 
 
@@ -140,6 +145,12 @@ def test_describe_names_each_wrong_setting_once() -> None:
         Settings(port=-1, host=5, jwt_leeway=10_000)  # type: ignore[arg-type]
     parts = describe(caught.value).split("; ")
     assert ["AGENT_SSE_HOST", "AGENT_SSE_PORT", "AGENT_SSE_JWT_LEEWAY"] == [part.split(":")[0] for part in parts]
+
+
+@pytest.mark.parametrize(("text", "names"), [("", ()), (" , ", ()), ("*", ("*",)), ("A.b, *.C.d", ("a.b", "*.c.d"))])
+def test_allowed_hosts_are_split_and_lowered(text: str, names: tuple[str, ...]) -> None:
+    """Names are separated by commas; their case does not matter."""
+    assert names == Settings(allowed_hosts=text).allowed_hosts  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
