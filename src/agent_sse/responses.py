@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -75,7 +76,7 @@ class EventStream(Response):
         # Starlette's Response.__init__ would render a body and compute its length.
         self.status_code = 200
         self.background = None
-        self.raw_headers = list(STREAM_HEADERS)
+        self.raw_headers = [*STREAM_HEADERS, (b"heartbeat-interval", _number(hub.settings.heartbeat_interval))]
         self._hub = hub
         ends_at, last = _end(hub.settings, principal)
         self._connection = Connection(
@@ -160,6 +161,12 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         body = frames.retry_frame(random.randint(*RETRY_MS))
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _number(seconds: float) -> bytes:
+    """Return a number as in the settings: no exponent, and no fraction when there is none."""
+    text = format(Decimal(repr(seconds)), "f")
+    return text.removesuffix(".0").encode()
 
 
 def _end(settings: Settings, principal: Principal) -> tuple[float, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import socket
 import tempfile
 from collections.abc import AsyncIterator
@@ -19,6 +20,9 @@ from agent_sse.app import create_app
 from agent_sse.auth import EVENTS_PUBLISH as PUBLISH
 from agent_sse.auth import EVENTS_READ as READ
 from agent_sse.auth import PERMISSIONS_RESPOND as RESPOND
+from agent_sse.auth import Principal
+from agent_sse.hub import Hub
+from agent_sse.responses import EventStream
 from harness import (
     DEADLINE,
     PREFIX,
@@ -35,6 +39,7 @@ from harness import (
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("sink")]
 
+READER = Principal(subject="alice", scopes=frozenset({READ}), sessions=frozenset({"s1"}), expires_at=2**32)
 ALLOWED, OTHER = "https://app.example.com", "https://evil.example.com"
 
 
@@ -265,17 +270,26 @@ async def test_listed_sessions_stream_opens_without_redis_and_catches_up(folder:
 
 # -- CORS -------------------------------------------------------------------------------------------------------------
 
-CORS_PATHS = [f"{PREFIX}/health/s1", f"{PREFIX}/events/-", f"{PREFIX}/sessions", "/nowhere", "/readyz", "/healthz"]
+CORS_PATHS = [
+    f"{PREFIX}/health/s1",
+    f"{PREFIX}/poll/-",
+    f"{PREFIX}/events/-",
+    f"{PREFIX}/sessions",
+    "/nowhere",
+    "/readyz",
+    "/healthz",
+]
 
 
 @pytest.mark.parametrize("origin", [ALLOWED, "http://localhost:3000"])
 async def test_allowed_origin_may_read_every_answer(http: httpx.AsyncClient, origin: str) -> None:
-    """Successes and errors alike carry the origin, expose Retry-After, and allow no credentials."""
+    """Successes and errors alike carry the origin, expose what clients need to know, and allow no credentials."""
     for path in CORS_PATHS:
         for headers in ({}, bearer(make_token("s1"))):
             reply = await http.get(path, headers={"Origin": origin, **headers})
             assert origin == reply.headers["access-control-allow-origin"], path
-            assert "retry-after" in reply.headers["access-control-expose-headers"].lower()
+            exposed = reply.headers["access-control-expose-headers"].lower().split(", ")
+            assert ["retry-after", "heartbeat-interval"] == exposed
             assert "origin" in reply.headers["vary"].lower()
             assert "access-control-allow-credentials" not in reply.headers
 
@@ -286,6 +300,7 @@ async def test_allowed_origin_may_read_a_stream(served: Served) -> None:
         async with Stream(served.events("cors", make_token("cors")), {"Origin": origin}) as stream:
             await stream.primed()
             assert expected == stream.response_headers.get("access-control-allow-origin")
+            assert "Heartbeat-Interval" in stream.response_headers["access-control-expose-headers"]
             assert "access-control-allow-credentials" not in stream.response_headers
 
 
@@ -385,6 +400,7 @@ async def test_api_description_lists_every_endpoint(http: httpx.AsyncClient) -> 
     body = {400, 401, 403, 408, 413, 422, 503}
     expected = {
         ("/events/{session_id}", "get"): (READ, {200, 401, 403, 422, 429, 503}),
+        ("/poll/{session_id}", "get"): (READ, {200, 401, 403, 422, 429, 503}),
         ("/permission-response/{session_id}", "post"): (RESPOND, {200, 404, 409, 410} | body),
         ("/cancel/{session_id}", "post"): (RESPOND, {200, 202, 404, 409} | body),
         ("/grants/{session_id}/{grant_id}", "delete"): (RESPOND, {200, 401, 403, 404, 422, 503}),
@@ -441,7 +457,9 @@ async def test_api_description_has_every_body_and_parameter(http: httpx.AsyncCli
         assert (True, required) == (body["required"], set(schema["required"])), path
         assert required | optional == set(schema["properties"]), path
     reading = {("after", "query"), ("limit", "query")}
+    polling = {("last_event_id", "query"), ("Last-Event-ID", "header"), ("wait", "query")}
     for path, method, expected in (
+        ("/poll/{session_id}", "get", polling),
         ("/audit/{session_id}", "get", reading),
         ("/publish/{session_id}", "post", {("Idempotency-Key", "header")}),
         ("/permission-request/{session_id}", "post", {("wait", "query")}),
@@ -465,9 +483,33 @@ async def test_stream_headers_are_the_contracts(served: Served) -> None:
         found = stream.response_headers
     assert {
         "content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache, no-store, no-transform",
-        "x-accel-buffering": "no", "referrer-policy": "no-referrer",
+        "x-accel-buffering": "no", "referrer-policy": "no-referrer", "heartbeat-interval": "1",
     }.items() <= found.items()  # fmt: skip
     assert "content-length" not in found
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(15, "15"), (0.25, "0.25"), (0.00001, "0.00001"), (86400, "86400")])
+async def test_stream_says_how_often_a_heartbeat_comes(server: Valkey, seconds: float, text: str) -> None:
+    """A client can tell a silent stream from a dead one without knowing the service's settings."""
+    settings = make_settings(server.url, heartbeat_interval=seconds)
+    response = EventStream(Hub(None, settings), READER, "s1", cursor=None, reset_reason=None)  # type: ignore[arg-type]
+    assert (b"heartbeat-interval", text.encode()) in response.raw_headers
+
+
+async def test_page_has_an_etag_and_is_not_sent_again(http: httpx.AsyncClient) -> None:
+    """Page and files are looked at anew each time, and sent only when they have changed."""
+    for path in ("/", "/console/console.js", "/console/console.css"):
+        first = await http.get(path)
+        assert (200, "no-cache") == (first.status_code, first.headers["cache-control"])
+        tag = first.headers["etag"]
+        assert f'"{hashlib.sha256(first.content).hexdigest()}"' == tag
+        for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+            again = await http.get(path, headers={"If-None-Match": known})
+            assert (304, b"", tag) == (again.status_code, again.content, again.headers["etag"])
+            assert "content-length" not in again.headers
+        for unknown in ('"other"', tag.strip('"'), ""):
+            assert first.content == (await http.get(path, headers={"If-None-Match": unknown})).content
+    assert 404 == (await http.get("/console/index.html")).status_code
 
 
 async def test_page_is_served_under_its_policy(http: httpx.AsyncClient) -> None:

@@ -87,6 +87,7 @@ async def test_stream_has_the_headers_of_the_contract(valkey: Valkey, sink: str)
             "cache-control": "no-cache, no-store, no-transform",
             "x-accel-buffering": "no",
             "referrer-policy": "no-referrer",
+            "heartbeat-interval": "1",
             "transfer-encoding": "chunked",
             **({"connection": "close"} if sink == "direct" else {}),
         } == headers
