@@ -187,7 +187,10 @@ class Hub:
 
     def _on_subscribed(self, name: bytes) -> None:
         channel = self._channels.get(name)
-        if channel is not None:
+        if channel is None:
+            if name == self._probe.channel.encode():
+                self._probe.set_subscribed(True)
+        else:
             channel.set_subscribed(True)
             if channel.tip is not None:
                 self._ticks.at_once(channel)  # what was published meanwhile has no message
@@ -196,6 +199,8 @@ class Hub:
         channel = self._channels.get(name)
         if channel is not None:
             channel.set_subscribed(False)
+        elif name == self._probe.channel.encode():
+            self._probe.set_subscribed(False)
 
     def _on_message(self, name: bytes, data: bytes) -> None:
         channel = self._channels.get(name)

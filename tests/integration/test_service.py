@@ -89,10 +89,6 @@ async def answer(http: httpx.AsyncClient, api: str, session: str) -> None:
     assert 200 == (await http.post(f"{api}/permission-response/{session}", json=body, headers=headers)).status_code
 
 
-async def _is_ready(http: httpx.AsyncClient, url: str) -> bool:
-    return (await http.get(f"{url}/readyz")).status_code == 200
-
-
 async def test_service_process_writes_the_audit_file(valkey: Valkey, folder: Path) -> None:
     """What is decided is appended to the file in the settings, as the endpoint shows it, also after a restart."""
     path = folder / "audit.jsonl"
@@ -100,7 +96,7 @@ async def test_service_process_writes_the_audit_file(valkey: Valkey, folder: Pat
     async with SimpleNotifier.from_url(valkey.url) as agent, httpx.AsyncClient(timeout=DEADLINE) as http:
         for count in (1, 2):
             async with ServiceProcess(environment) as process:
-                await until(lambda url=process.url: _is_ready(http, url), what="readiness")
+                assert 200 == (await http.get(f"{process.url}/readyz")).status_code
                 asking = asyncio.create_task(agent.request_permission("s1", "file_edit", {"n": count}))
                 await answer(http, process.served.api, "s1")
                 assert await asking
