@@ -22,23 +22,24 @@ ROOMS: tuple[frozenset[str], ...] = tuple(
     frozenset(room.split())
     for room in (
         "errors frames terminal access_log scripts shutdown jwt_text token_cache wheel deadlines nofile lines "
-        "held_head policy_patterns policy_paths policy_lines appender shorten credential_forms api_docs",
+        "held_head policy_patterns policy_paths policy_lines appender shorten credential_forms api_docs hosts "
+        "watch_commands",
         "credentials policy schema_keywords waits",
         "masking keys events sinks event_sink limits state_dir watch_view wire sentinels policy_form",
-        "merge_patch settings json_schema policy_file event_models watch_session",
-        "servers policy_check",
-        "backend embedded protocol jwt_claims jwt_keys requests",
-        "auth pubsub store redis_url decisions",
-        "wakes registry edits",
+        "merge_patch settings json_schema policy_file event_models watch_calls watch_sink",
+        "servers policy_check watch_session watch_screen",
+        "backend embedded protocol jwt_claims jwt_keys requests watch_edit watch_panel",
+        "auth pubsub store redis_url decisions watch_table",
+        "wakes registry edits watch_vitals",
         "audit cancels grants progress once",
         "channel stream permissions audit_lines publisher readiness incoming",
-        "ticks endpoint audit_file",
+        "ticks endpoint audit_file watch_answers",
         "hub tool_calls webhook",
         "notifier service responses watch api_errors",
         "mcp",
         "opening rights",
         "polling",
-        "user_routes agent_routes",
+        "user_routes agent_routes pages",
         f"{ROOT} routes demo",
         "app",
         "serve",
@@ -57,7 +58,8 @@ PURE = {
     "frames": frozenset[str](),
     "keys": frozenset({"errors"}),
     "nofile": frozenset[str](),
-    "settings": frozenset({"masking"}),
+    "hosts": frozenset[str](),
+    "settings": frozenset({"masking", "hosts"}),
     "masking": frozenset({"errors", "credential_forms", "credentials"}),
     "credentials": frozenset({"credential_forms"}),
     "credential_forms": frozenset[str](),
@@ -75,13 +77,23 @@ PURE = {
 
 # Who may use which third-party package. What is not named here is used nowhere.
 THIRD_PARTY = {
-    "fastapi": {"agent_routes", "api_errors", "app", "rights", "routes", "user_routes"},
-    "starlette": {"api_errors", "app", "mcp", "opening", "polling", "requests", "responses", "routes"},
+    "fastapi": {"agent_routes", "api_errors", "app", "pages", "rights", "routes", "user_routes"},
+    "starlette": {"api_errors", "app", "mcp", "opening", "pages", "polling", "requests", "responses", "routes"},
     "uvicorn": {"held_head", "protocol", "serve", "mcp"},
     "redis": {"sentinels", "servers", "wire"},
     "hiredis": {"wire"},
     "jose": {"auth", "jwt_keys"},
-    "pydantic": {"settings", "notifier", "requests", "routes", "incoming", "policy_form", "api_docs", "mcp", "event_models"},
+    "pydantic": {
+        "api_docs",
+        "event_models",
+        "incoming",
+        "mcp",
+        "notifier",
+        "policy_form",
+        "requests",
+        "routes",
+        "settings",
+    },
     "pydantic_settings": {"settings"},
     "opentelemetry": {"requests"},
     "mcp": {"demo", "mcp"},
@@ -93,7 +105,7 @@ THIRD_PARTY = {
     "httpx": {"endpoint", "mcp", "webhook"},
     "anyio": {"mcp"},
     "typer": {"cli"},
-    "rich": {"watch", "watch_view"},
+    "rich": {"watch", "watch_panel", "watch_screen", "watch_table"},
 }
 
 WEB = ("fastapi", "starlette", "uvicorn", "jose")
