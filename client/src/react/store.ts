@@ -111,7 +111,7 @@ export class SessionStore {
     if (token === this.#token) return;
     this.#token = token;
     const { phase, error } = this.client.state;
-    if (phase === "ended" && error?.status === 401) this.client.connect();
+    if (phase === "ended" && error?.code === "unauthorized") this.client.connect();
   }
 
   /**
