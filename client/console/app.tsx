@@ -1,0 +1,157 @@
+// The console: signing in, choosing a session, and how it looks. Knows the token; gives it to the client only.
+
+import { useCallback, useEffect, useMemo, useState } from "react";
+import { LanguageContext } from "../src/react/language.js";
+import { visible } from "../src/text.js";
+import { Connection } from "./connection.js";
+import { begin, type Credentials, forget, keep, readFragment, showInAddress } from "./credentials.js";
+import { useFollower } from "./hooks.js";
+import { Notice } from "./notice.js";
+import { applyPreferences, type Preferences, readPreferences, THEMES, type Theme } from "./preferences.js";
+import { asker } from "./service.js";
+import { Session } from "./session.js";
+import { Sessions } from "./sessions.js";
+import { SignIn } from "./signin.js";
+import { TEXTS, useTexts } from "./texts.js";
+
+/** `baseUrl` is the service's address with its prefix, as the page has it. */
+export function App({ baseUrl }: { baseUrl: string }) {
+  const [preferences, setPreferences] = useState(readPreferences);
+  const [credentials, setCredentials] = useState(begin);
+  const [problem, setProblem] = useState("");
+  const texts = TEXTS[preferences.language];
+  useEffect(() => applyPreferences(preferences), [preferences]);
+  useEffect(() => {
+    const onHash = () => {
+      const said = readFragment(location.hash);
+      if (said.token || said.session) setCredentials(begin());
+    };
+    addEventListener("hashchange", onHash);
+    return () => removeEventListener("hashchange", onHash);
+  }, []);
+  useEffect(() => {
+    if (!credentials.token) return;
+    keep(credentials);
+    showInAddress(credentials.session);
+  }, [credentials]);
+  const signOut = useCallback((why: string) => {
+    forget();
+    setProblem(why);
+    setCredentials((old) => ({ token: "", session: why ? old.session : "" }));
+  }, []);
+  const signIn = (given: Credentials) => {
+    setProblem("");
+    setCredentials(given);
+  };
+  const onUnauthorized = useCallback(() => signOut(texts.unauthorized), [signOut, texts]);
+  const look = <Look preferences={preferences} onChange={setPreferences} />;
+  const { token, session } = credentials;
+  return (
+    <LanguageContext value={preferences.language}>
+      <Notice>
+        {token ? (
+          <SignedIn
+            credentials={credentials}
+            baseUrl={baseUrl}
+            look={look}
+            onChoose={(chosen) => setCredentials({ token, session: chosen })}
+            onSignOut={() => signOut("")}
+            onUnauthorized={onUnauthorized}
+          />
+        ) : (
+          <>
+            <header>
+              <h1>{texts.title}</h1>
+              {look}
+            </header>
+            <SignIn key={session} session={session} problem={problem} onSignIn={signIn} />
+          </>
+        )}
+      </Notice>
+    </LanguageContext>
+  );
+}
+
+interface SignedInProps {
+  readonly credentials: Credentials;
+  readonly baseUrl: string;
+  readonly look: React.ReactNode;
+  readonly onChoose: (session: string) => void;
+  readonly onSignOut: () => void;
+  readonly onUnauthorized: () => void;
+}
+
+function SignedIn({ credentials, baseUrl, look, onChoose, onSignOut, onUnauthorized }: SignedInProps) {
+  const texts = useTexts();
+  const { token, session } = credentials;
+  const ask = useMemo(() => asker(token, baseUrl), [token, baseUrl]);
+  const base = new URL(baseUrl, location.href).href;
+  const onOpenRequests = useOpenRequests(texts.title, session);
+  const follower = useFollower(session, token, baseUrl, onOpenRequests);
+  return (
+    <>
+      <button type="button" className="skip" onClick={toRequests}>
+        {texts.skip}
+      </button>
+      <header>
+        <h1>{texts.title}</h1>
+        {session && <span className="session-name">{visible(session)}</span>}
+        {follower && <Connection follower={follower} />}
+        {look}
+        <button type="button" className="small" onClick={onSignOut}>
+          {texts.signOut}
+        </button>
+      </header>
+      <main>
+        <Sessions ask={ask} chosen={session} onChoose={onChoose} onUnauthorized={onUnauthorized} />
+        {follower ? (
+          <Session key={session} follower={follower} ask={ask} base={base} onUnauthorized={onUnauthorized} />
+        ) : (
+          <p className="muted choose">{session ? "" : texts.choose}</p>
+        )}
+      </main>
+    </>
+  );
+}
+
+// No link: the fragment names the session.
+function toRequests(): void {
+  document.getElementById("requests-title")?.focus();
+}
+
+/** Say in the tab's title how many requests wait, also while the tab is hidden. */
+function useOpenRequests(title: string, session: string): (count: number) => void {
+  const [count, setCount] = useState(0);
+  const name = [visible(session), title].filter(Boolean).join(" · ");
+  useEffect(() => {
+    document.title = count > 0 ? `(${count}) ${name}` : name;
+  }, [count, name]);
+  return setCount;
+}
+
+function Look({ preferences, onChange }: { preferences: Preferences; onChange: (preferences: Preferences) => void }) {
+  const texts = TEXTS[preferences.language];
+  return (
+    <div className="look">
+      <select
+        aria-label={texts.theme}
+        value={preferences.theme}
+        onChange={(event) => onChange({ ...preferences, theme: event.target.value as Theme })}
+      >
+        {THEMES.map((theme) => (
+          <option key={theme} value={theme}>
+            {texts[theme]}
+          </option>
+        ))}
+      </select>
+      <button
+        type="button"
+        className="small"
+        lang={preferences.language === "zh" ? "en" : "zh-CN"}
+        onClick={() => onChange({ ...preferences, language: preferences.language === "zh" ? "en" : "zh" })}
+      >
+        {preferences.language === "zh" ? "English" : "中文"}
+      </button>
+    </div>
+  );
+}

@@ -1,0 +1,29 @@
+// How the connection does: its phase, how events come, and how long ago something came.
+
+import { ConnectionBadge } from "../src/react/badge.js";
+import type { Follower } from "./follower.js";
+import { useNow, useShared } from "./hooks.js";
+import { useTexts } from "./texts.js";
+import { duration } from "./time.js";
+
+export function Connection({ follower }: { follower: Follower }) {
+  const texts = useTexts();
+  const { connection: state, session } = useShared(follower);
+  const { heartbeatAt } = session;
+  const now = useNow();
+  const off = state.phase === "idle" || state.phase === "ended";
+  const since = (time: number) => texts.ago(duration(Math.floor(Math.max(0, now - time) / 1000) * 1000));
+  return (
+    <div className="connection">
+      <ConnectionBadge connection={state} />
+      <p className="muted pulse">
+        {state.attempt > 0 && <span>{texts.attempt(state.attempt)}</span>}
+        {state.lastByteAt !== null && <span>{`${texts.lastByte} ${since(state.lastByteAt)}`}</span>}
+        {heartbeatAt !== null && <span>{`${texts.heartbeat} ${since(heartbeatAt)}`}</span>}
+      </p>
+      <button type="button" className="small" onClick={() => (off ? follower.connect() : follower.disconnect())}>
+        {off ? texts.reconnect : texts.disconnect}
+      </button>
+    </div>
+  );
+}

@@ -1,0 +1,75 @@
+// The sessions that the token may use, to choose one to follow.
+
+import { useCallback } from "react";
+import { useLanguage } from "../src/react/language.js";
+import { visible } from "../src/text.js";
+import type { AgentSSEError } from "../src/types.js";
+import { useAsked } from "./hooks.js";
+import type { Ask } from "./service.js";
+import { useTexts } from "./texts.js";
+import { dateTime, timeOfId } from "./time.js";
+
+interface Row {
+  readonly session_id: string;
+  readonly last_event_id: string | null;
+}
+
+interface Props {
+  readonly ask: Ask;
+  readonly chosen: string;
+  readonly onChoose: (session: string) => void;
+  /** The service does not take the token any more. */
+  readonly onUnauthorized: () => void;
+}
+
+export function Sessions({ ask, chosen, onChoose, onUnauthorized }: Props) {
+  const texts = useTexts();
+  const question = useCallback(
+    async (signal: AbortSignal) => {
+      try {
+        return (await ask<{ sessions: Row[] }>("/sessions", { signal })).sessions;
+      } catch (error) {
+        if ((error as AgentSSEError).status === 401) onUnauthorized();
+        throw error;
+      }
+    },
+    [ask, onUnauthorized],
+  );
+  const { value: rows, error, busy, again } = useAsked(question, 30_000);
+  return (
+    <nav className="sessions" aria-labelledby="sessions-title">
+      <div className="bar">
+        <h2 id="sessions-title">{texts.sessions}</h2>
+        <button type="button" className="small" onClick={again} disabled={busy}>
+          {texts.refresh}
+        </button>
+      </div>
+      {error && <p className="problem">{texts.failed(visible(error.message))}</p>}
+      {rows?.length === 0 && <p className="muted">{texts.noSessions}</p>}
+      <ul>
+        {sorted(rows ?? []).map((row) => (
+          <SessionRow key={row.session_id} row={row} chosen={row.session_id === chosen} onChoose={onChoose} />
+        ))}
+      </ul>
+    </nav>
+  );
+}
+
+function SessionRow({ row, chosen, onChoose }: { row: Row; chosen: boolean; onChoose: (session: string) => void }) {
+  const texts = useTexts();
+  const time = dateTime(timeOfId(row.last_event_id), useLanguage());
+  return (
+    <li>
+      <button type="button" aria-current={chosen ? "true" : undefined} onClick={() => onChoose(row.session_id)}>
+        <span className="name">{visible(row.session_id)}</span>
+        <span className="muted">{time || texts.never}</span>
+      </button>
+    </li>
+  );
+}
+
+/** Those with the latest events first. */
+function sorted(rows: readonly Row[]): Row[] {
+  const time = (row: Row) => timeOfId(row.last_event_id) || 0;
+  return [...rows].sort((one, other) => time(other) - time(one) || one.session_id.localeCompare(other.session_id));
+}
