@@ -14,5 +14,5 @@ export default defineConfig({
     },
     rollupOptions: { external: ["react", "react-dom", "react/jsx-runtime"] },
   },
-  test: { include: ["test/**/*.test.ts"] },
+  test: { include: ["test/**/*.test.ts"], testTimeout: 30_000, hookTimeout: 30_000 },
 });

@@ -13,26 +13,19 @@ import type {
   ToolResult,
   ToolStatus,
 } from "./events.js";
-import { type Http, makeHttp } from "./http.js";
-import { type Inbox, makeInbox } from "./inbox.js";
+import { claimsOf, makeHttp } from "./http.js";
+import { makeInbox } from "./inbox.js";
+import { shareConnection } from "./tabs.js";
 import type { Answer, AnswerResult, ClientEvents, ClientOptions, ConnectionState, ReceivedEvent } from "./types.js";
 
 const BACKLOG = 10_000; // events that an iterator holds for its reader
-const REMEMBERED = 100; // answers
 
 // biome-ignore lint/suspicious/noExplicitAny: one map for listeners of every kind
 type Listener = (...values: any[]) => void;
 
-const CALLBACKS = {
-  tool_status: "onToolStatusChange",
-  permission_request: "onPermissionRequest",
-  tool_result: "onToolResult",
-  permission_cleared: "onPermissionCleared",
-  result_cleared: "onResultCleared",
-  permission_response_result: "onPermissionResponseResult",
-  heartbeat: "onHeartbeat",
-  error: "onError",
-} as const;
+// tool_status → onToolStatus…
+const callbackOf = (type: string) =>
+  `on${type.replace(/(^|_)./g, (start) => start.slice(-1).toUpperCase())}${type === "tool_status" ? "Change" : ""}`;
 
 /** One session's events, and the user's answers. */
 export class SSEClient {
@@ -50,14 +43,11 @@ export class SSEClient {
   declare onError?: (message: string) => void;
   declare onMaxReconnectAttemptsReached?: () => void;
 
-  #http: Http;
-  #inbox: Inbox;
-  #session: string;
-  #options: ClientOptions;
+  #link: Link;
   #listeners = new Map<string, Set<Listener>>();
-  #run: AbortController | undefined;
-  #answers = new Map<string, Promise<boolean>>();
+  #life = new AbortController(); // from connect() to the end
   #state: ConnectionState = { phase: "idle", via: null, attempt: 0, retryAt: null, lastByteAt: null, error: null };
+  #answer: { key: string; sent: Promise<boolean> } | undefined;
 
   /**
    * @param sessionId `^[A-Za-z0-9_][A-Za-z0-9._:-]{0,127}$`
@@ -65,10 +55,23 @@ export class SSEClient {
    */
   constructor(sessionId: string, token: string, options: ClientOptions = {}) {
     const { baseUrl = "/agent_backend/api/sse", tokenProvider, lastEventId = null } = options;
-    this.#session = encodeURIComponent(sessionId);
-    this.#options = options;
-    this.#http = makeHttp(baseUrl, token, tokenProvider);
-    this.#inbox = makeInbox(lastEventId, (event) => this.#deliver(event));
+    const state = () => this.#state;
+    const link: Link = {
+      http: makeHttp(baseUrl, token, tokenProvider),
+      session: encodeURIComponent(sessionId),
+      options,
+      inbox: makeInbox(lastEventId, (event, previous) => {
+        link.relay?.(event, previous);
+        this.#deliver(event);
+      }),
+      get state() {
+        return state();
+      },
+      beat: options.heartbeatInterval ?? 15_000,
+      wake() {},
+      set: (change) => this.#set(change),
+    };
+    this.#link = link;
   }
 
   /** Where the connection stands; a new object whenever it changes. */
@@ -78,37 +81,61 @@ export class SSEClient {
 
   /** The id of the last event, `"<ms>-<seq>"`: where the next connection goes on. */
   get lastEventId(): string | null {
-    return this.#inbox.cursor;
+    return this.#link.inbox.cursor;
   }
 
   /** Connect, anew if it is connected. */
   connect(): void {
-    this.#run?.abort();
-    const run = new AbortController();
-    this.#run = run;
-    const link: Link = {
-      http: this.#http,
-      session: this.#session,
-      options: this.#options,
-      inbox: this.#inbox,
-      beat: this.#options.heartbeatInterval ?? 15_000,
-      wake() {},
-      set: (change) => {
-        if (!run.signal.aborted) this.#set(change);
-      },
+    this.#life.abort();
+    this.#life = new AbortController();
+    const { signal } = this.#life;
+    let run = this.#start();
+    const notice = ({ type, persisted }: Event & { persisted?: boolean }) => {
+      if (type === "pagehide")
+        run.abort(); // no page with a connection is kept for coming back to
+      else if (type === "online" || persisted || document.visibilityState === "visible") {
+        if (run.signal.aborted) run = this.#start();
+        else this.#link.wake();
+      }
     };
+    for (const type of ["online", "visibilitychange", "pagehide", "pageshow"]) {
+      globalThis.addEventListener?.(type, notice, { signal });
+    }
+  }
+
+  #start(): AbortController {
+    const life = this.#life;
+    const run = new AbortController();
+    life.signal.addEventListener("abort", () => run.abort());
     this.#set({ phase: "connecting", via: null, attempt: 0, retryAt: null, error: null });
-    keepConnected(link, run.signal).catch((error) => {
+    this.#follow(run.signal).catch((thrown) => {
       if (run.signal.aborted) return;
+      const error = asError(thrown);
       run.abort();
-      this.#end(asError(error));
+      if (error.code !== "max_attempts") life.abort();
+      this.#end(error);
     });
+    return run;
+  }
+
+  async #follow(signal: AbortSignal): Promise<never> {
+    const { http, session, options } = this.#link;
+    const token = await http.token();
+    signal.throwIfAborted();
+    const { sub } = claimsOf(token);
+    if (!sub || options.shareTabs === false || !globalThis.navigator?.locks) return keepConnected(this.#link, signal);
+    return shareConnection(
+      this.#link,
+      `agent-sse ${new URL(http.base, location.href)} ${session} ${sub}`,
+      signal,
+      keepConnected,
+    );
   }
 
   /** Close the connection. `connect()` goes on after `lastEventId`. */
   disconnect(): void {
     if (this.#state.phase === "idle") return;
-    this.#run?.abort();
+    this.#life.abort();
     this.#set({ phase: "idle", via: null, retryAt: null });
     this.#emit("end", null);
   }
@@ -125,15 +152,15 @@ export class SSEClient {
     this.#state = { ...before, ...change };
     if (!Object.keys(change).some((key) => key !== "lastByteAt" && before[key as "phase"] !== change[key as "phase"]))
       return;
+    this.#link.relay?.();
     this.#emit("state", this.#state);
     if (change.phase === "open" && before.phase !== "open") this.#call("onConnectionOpen", new Event("open"));
   }
 
   #deliver(event: ReceivedEvent) {
     const { type, data } = event;
-    const callback = CALLBACKS[type as keyof typeof CALLBACKS];
     const { timestamp, message } = data as { timestamp?: unknown; message?: unknown };
-    if (callback) this.#call(callback, type === "heartbeat" ? timestamp : type === "error" ? message : data);
+    this.#call(callbackOf(type), type === "heartbeat" ? timestamp : type === "error" ? message : data);
     this.#emit(type, data, event);
     this.#emit("event", event);
   }
@@ -167,37 +194,38 @@ export class SSEClient {
     const queue: ReceivedEvent[] = [];
     let over = false;
     let error: AgentSSEError | null = null;
-    let waiting: (() => void)[] = [];
-    const wake = () => {
-      for (const resolve of waiting) resolve();
-      waiting = [];
+    let wake = () => {};
+    let news: Promise<void>;
+    const tell = () => {
+      wake();
+      news = new Promise((resolve) => {
+        wake = resolve;
+      });
     };
     const stop = (why: AgentSSEError | null) => {
       over = true;
       error = why;
       for (const off of offs) off();
-      wake();
+      tell();
     };
     const offs = [
       this.on("event", (event) => {
-        if (queue.push(event) > BACKLOG) stop(new AgentSSEError("lagged", "the reader of the events is too slow"));
-        else wake();
+        if (queue.push(event) > BACKLOG) stop(new AgentSSEError("lagged", "the events were read too slowly"));
+        tell();
       }),
       this.on("end", stop),
     ];
+    tell();
     if (this.#state.phase === "idle") this.connect();
     if (this.#state.phase === "ended") stop(this.#state.error);
     return {
-      next: async () => {
-        while (!queue.length && !over) await new Promise<void>((resolve) => waiting.push(resolve));
+      async next() {
+        while (!queue.length && !over) await news;
         const value = queue.shift();
-        if (value) return { value, done: false };
-        const why = error;
-        error = null;
-        if (why) throw why;
-        return { value: undefined, done: true };
+        if (!value && error) throw error;
+        return { value, done: !value } as IteratorResult<ReceivedEvent>;
       },
-      return: async () => {
+      async return() {
         queue.length = 0;
         stop(null);
         return { value: undefined, done: true };
@@ -210,49 +238,47 @@ export class SSEClient {
    * never throws. The same answer to the same request is sent once.
    */
   approvePermission(approved: boolean, reason = "", requestId?: string): Promise<boolean> {
-    const { open, shown } = this.#inbox;
-    const id = requestId ?? [...open][0] ?? shown;
+    const { http, inbox, session } = this.#link;
+    const id = requestId ?? [...inbox.open][0] ?? inbox.shown;
     const key = `${approved} ${id}`;
-    const sent = this.#answers.get(key);
-    if (sent) return sent;
-    const answer = this.#http
-      .send(`/permission-response/${this.#session}`, { method: "POST", body: { approved, reason, request_id: id } })
+    if (this.#answer?.key === key) return this.#answer.sent;
+    const sent = http
+      .send(`/permission-response/${session}`, { body: { approved, reason, request_id: id } })
       .then((response) => response.json())
-      .then((body) => body.success === true)
+      .then(({ success }) => success === true)
       .catch(() => false);
-    this.#answers.set(key, answer);
-    if (this.#answers.size > REMEMBERED) this.#answers.delete(this.#answers.keys().next().value as string);
-    answer.then((success) => {
-      if (!success || !id) this.#answers.delete(key);
+    const answer = { key, sent };
+    this.#answer = answer;
+    sent.then((success) => {
+      if (this.#answer === answer && !(success && id)) this.#answer = undefined;
     });
-    return answer;
+    return sent;
   }
 
   /** Answer a request in any way the service knows. Throws AgentSSEError; a conflict's `data` is the decision that won. */
   answer(requestId: string, { parametersPatch, ...answer }: Answer): Promise<AnswerResult> {
-    return this.request(`/permission-response/${this.#session}`, {
-      method: "POST",
+    return this.request(`/permission-response/${this.#link.session}`, {
       body: { ...answer, request_id: requestId, parameters_patch: parametersPatch },
     });
   }
 
   /** Cancel a tool call; `status` is `withdrawn` or `cancelling`. Throws AgentSSEError. */
   cancelCall(toolCallId: string, reason?: string): Promise<{ tool_call_id: string; status: string }> {
-    return this.request(`/cancel/${this.#session}`, { method: "POST", body: { tool_call_id: toolCallId, reason } });
+    return this.request(`/cancel/${this.#link.session}`, { body: { tool_call_id: toolCallId, reason } });
   }
 
   /** Look at the session: the service's JSON, or null when there was none. */
   // biome-ignore lint/suspicious/noExplicitAny: the guide's signature
   async checkHealth(): Promise<any> {
-    return this.#http
-      .send(`/health/${this.#session}`)
+    return this.#link.http
+      .send(`/health/${this.#link.session}`)
       .then((response) => response.json())
       .catch(() => null);
   }
 
   /** Make an authenticated call below `baseUrl`; returns the body's `data`. Throws AgentSSEError. */
   async request<T>(path: string, init?: { method?: string; body?: unknown; signal?: AbortSignal }): Promise<T> {
-    const response = await this.#http.call(path, init);
+    const response = await this.#link.http.call(path, init);
     return (await response.json().catch((error: unknown) => Promise.reject(asError(error)))).data;
   }
 }

@@ -1,4 +1,4 @@
-// The one error class of this package, and how an answer of the service becomes one. Never holds a token.
+// The one error class of this package, and how what went wrong becomes one. Never holds a token.
 
 /** What went wrong, for programs. What is not named here is the service's own `error.code`. */
 export type ErrorCode =
@@ -8,10 +8,8 @@ export type ErrorCode =
   | "forbidden"
   /** 429 or 503: `retryAfter` says when to come again. */
   | "limited"
-  /** No answer, a broken connection, or silence. */
+  /** No answer, a broken connection, silence, or what answered is not the service. */
   | "network"
-  /** What answered is no event stream; check `baseUrl`. */
-  | "not_a_stream"
   /** `maxReconnectAttempts` attempts in a row failed. */
   | "max_attempts"
   /** The session was closed. */
@@ -46,7 +44,7 @@ export async function refusal(response: Response): Promise<AgentSSEError> {
   const body = await response.json().catch(() => null);
   return new AgentSSEError(
     CODES[status] ?? body?.error?.code ?? `http_${status}`,
-    body?.message ?? `the service answered with status ${status}`,
+    body?.message ?? `HTTP status ${status}`,
     status,
     Number(headers.get("Retry-After")) || null,
     body?.data ?? null,
@@ -54,6 +52,9 @@ export async function refusal(response: Response): Promise<AgentSSEError> {
 }
 
 /** Return any thrown value as this package's error. */
-export function asError(error: unknown): AgentSSEError {
-  return error instanceof AgentSSEError ? error : new AgentSSEError("network", `the connection failed: ${error}`);
-}
+export const asError = (error: unknown): AgentSSEError =>
+  error instanceof AgentSSEError ? error : new AgentSSEError("network", `${error}`);
+
+/** Whether coming again is of no use. */
+export const isFinal = ({ code, status }: AgentSSEError): boolean =>
+  /^(unauth|session_cl)/.test(code) || (!!status && status < 500 && code !== "limited");

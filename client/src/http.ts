@@ -1,16 +1,17 @@
 // Authenticated requests: the token goes into the header, never into a URL or an error; a refused one is renewed once.
 
-import { AgentSSEError, asError, refusal } from "./errors.js";
+import { asError, refusal } from "./errors.js";
 
 const PATIENCE = 30_000; // ms that an answer, or a new token, may take
 
 /** What a request says beside its path. */
 export interface Init {
+  /** Default: POST with a body, else GET. */
   method?: string;
   body?: unknown;
   headers?: Record<string, string>;
   signal?: AbortSignal;
-  /** How long the answer may take, milliseconds; Infinity for who watches over it otherwise. */
+  /** How long it may take to its end, milliseconds. */
   patience?: number;
 }
 
@@ -22,9 +23,9 @@ export interface Http {
   token(): Promise<string>;
   /** Forget the token; false when nobody gives another one. */
   expire(): boolean;
-  /** Return the response, of whichever status. Throws AgentSSEError `network`. */
+  /** Return the response, of whichever status. Throws AgentSSEError `network`, or the reason of `init.signal`. */
   send(path: string, init?: Init): Promise<Response>;
-  /** Return the body of a success. Throws AgentSSEError for everything else. */
+  /** Return the response of a success. Throws AgentSSEError for every other one. */
   call(path: string, init?: Init): Promise<Response>;
 }
 
@@ -32,13 +33,11 @@ export interface Http {
 export function makeHttp(base: string, token: string, provider?: () => Promise<string>): Http {
   let renewing: Promise<string> | undefined;
 
-  const late = () =>
-    new Promise<never>((_, reject) => {
-      setTimeout(() => reject(new AgentSSEError("network", "the tokenProvider gave no token in time")), PATIENCE);
-    });
-
-  const renew = async (give: () => Promise<string>): Promise<string> => {
-    renewing ??= Promise.race([give(), late()]).finally(() => {
+  const renew = async (): Promise<string> => {
+    renewing ??= new Promise<string>((resolve, reject) => {
+      setTimeout(() => reject(asError("no token came")), PATIENCE);
+      provider?.().then(resolve, reject);
+    }).finally(() => {
       renewing = undefined;
     });
     token = await renewing;
@@ -47,31 +46,25 @@ export function makeHttp(base: string, token: string, provider?: () => Promise<s
 
   const http: Http = {
     base,
-    token: async () => token || (provider ? renew(provider) : ""),
+    token: async () => token || (provider ? renew() : ""),
     expire() {
-      token = provider ? "" : token;
-      return !token;
+      if (provider) token = "";
+      return !!provider;
     },
-    async send(path, { method = "GET", body, headers, signal, patience = PATIENCE } = {}) {
-      const signals = signal ? [signal] : [];
-      if (patience < Infinity) signals.push(AbortSignal.timeout(patience));
+    async send(path, { method, body, headers, signal, patience = PATIENCE } = {}) {
       for (let last = !provider; ; last = true) {
         const used = await http.token();
         const response = await fetch(base + path, {
-          method,
+          method: method ?? (body ? "POST" : "GET"),
           cache: "no-store",
-          signal: AbortSignal.any(signals),
-          headers: {
-            ...headers,
-            Authorization: `Bearer ${used}`,
-            ...(body !== undefined && { "Content-Type": "application/json" }),
-          },
-          ...(body !== undefined && { body: JSON.stringify(body) }),
+          signal: AbortSignal.any([AbortSignal.timeout(patience), ...(signal ? [signal] : [])]),
+          headers: { ...headers, Authorization: `Bearer ${used}`, "Content-Type": "application/json" },
+          body: body ? JSON.stringify(body) : null,
         }).catch((error) => {
           throw signal?.aborted ? signal.reason : asError(error);
         });
         if (response.status !== 401 || last) return response;
-        if (used === token) http.expire();
+        if (used === token) token = "";
       }
     },
     async call(path, init) {
@@ -81,4 +74,13 @@ export function makeHttp(base: string, token: string, provider?: () => Promise<s
     },
   };
   return http;
+}
+
+/** Return what a token says of itself; nothing for what cannot be read. Decides nothing about rights. */
+export function claimsOf(token: string): { sub?: string; exp?: number } {
+  try {
+    return JSON.parse(atob(token.split(".")[1]?.replace(/-/g, "+").replace(/_/g, "/") ?? ""));
+  } catch {
+    return {};
+  }
 }

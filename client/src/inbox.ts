@@ -5,14 +5,11 @@ import type { ReceivedEvent } from "./types.js";
 
 const REMEMBERED = 1000; // permission requests
 
-const padded = (id: string) =>
-  id
-    .split("-")
-    .map((part) => part.padStart(20, "0"))
-    .join();
+const padded = (id: string) => id.replace(/\d+/g, (digits) => digits.padStart(20, "0"));
 
-/** Whether event id `a`, `"<ms>-<seq>"`, comes after `b`; everything comes after none. */
-export const after = (a: string, b: string | null): boolean => !b || padded(a) > padded(b);
+/** Whether event id `a`, `"<ms>-<seq>"`, comes after `b`; everything comes after none, none after anything. */
+export const isAfter = (a: string | null | undefined, b: string | null): boolean =>
+  !!a && (!b || padded(a) > padded(b));
 
 /** One client's inbox. */
 export interface Inbox {
@@ -36,42 +33,44 @@ export function makeInbox(
   deliver: (event: ReceivedEvent, previous: string | null) => void,
 ): Inbox {
   const seen = new Set<string>();
-  const fresh = (event: ReceivedEvent) => {
-    const { open } = inbox;
-    if (event.type === "stream_reset") inbox.renew();
-    const request = (event.data as { request_id?: string }).request_id;
-    if (event.type === "permission_cleared") {
-      if (request) open.delete(request);
-      else open.clear();
-    } else if (event.type === "permission_request" && request) {
-      if (seen.has(request)) return false; // heartbeats say open ones again
-      for (const set of [seen, open]) if (set.add(request).size > REMEMBERED) set.delete([...set][0] as string);
-      inbox.shown = request;
+  const { open } = { open: new Set<string>() };
+
+  /** Keep the books of permission requests; false for one that heartbeats say again. */
+  const isNew = (type: string, request?: string) => {
+    if (type === "permission_cleared") request ? open.delete(request) : open.clear();
+    if (type !== "permission_request" || !request) return true;
+    if (seen.has(request)) return false;
+    for (const known of [seen, open]) {
+      if (known.add(request).size > REMEMBERED) known.delete([...known][0] as string);
     }
+    inbox.shown = request;
     return true;
   };
+
   const inbox: Inbox = {
     cursor,
-    open: new Set(),
+    open,
     shown: undefined,
     take(id = null, raw) {
-      if (id && !after(id, inbox.cursor)) return;
+      if (id && !isAfter(id, inbox.cursor)) return;
       const { type, data, ...top } = JSON.parse(raw);
-      const event = { id, type, data: data ?? top, raw } as ReceivedEvent;
       const previous = inbox.cursor;
-      if (id) inbox.cursor = id;
-      if (fresh(event)) deliver(event, previous);
-      if (id || type !== "error") return;
+      inbox.prime(id);
+      if (type === "stream_reset") inbox.renew();
+      const own = type === "heartbeat" ? null : id; // EventSource says the cursor beside it
+      const event = { id: own, type, data: data ?? top, raw };
+      if (isNew(type, data?.request_id)) deliver(event as ReceivedEvent, previous);
+      if (own || type !== "error") return;
       if (top.code === "token_expired") throw new AgentSSEError("unauthorized", top.message);
       if (top.code === "session_closed") throw new AgentSSEError(top.code, top.message);
     },
     prime(id) {
-      if (id && after(id, inbox.cursor)) inbox.cursor = id;
+      if (id && isAfter(id, inbox.cursor)) inbox.cursor = id;
     },
     renew() {
       inbox.cursor = null;
       seen.clear();
-      inbox.open.clear();
+      open.clear();
     },
   };
   return inbox;

@@ -8,8 +8,7 @@ const MARGIN = 10_000; // ms beyond the wait that a page may take
 // A whole number beyond 2^53 keeps its digits, where the engine can: `raw` is what was sent.
 function exact(_key: string, value: unknown, context?: { source?: string }): unknown {
   const { rawJSON } = JSON as { rawJSON?: (text: string) => unknown };
-  const rounded = Number.isInteger(value) && !Number.isSafeInteger(value);
-  return rounded && rawJSON && context?.source ? rawJSON(context.source) : value;
+  return Number.isInteger(value) && !Number.isSafeInteger(value) && rawJSON ? rawJSON(context?.source ?? "") : value;
 }
 
 /** Take the page after the inbox' cursor, waiting up to `wait` seconds for an event; return how many there were. */
@@ -17,9 +16,8 @@ export async function takePage(http: Http, session: string, inbox: Inbox, wait: 
   const { cursor } = inbox;
   const query = new URLSearchParams({ wait: `${wait}`, ...(cursor && { last_event_id: cursor }) });
   const response = await http.call(`/poll/${session}?${query}`, { signal, patience: wait * 1000 + MARGIN });
-  const text = await response.text();
+  const { events, last_event_id } = JSON.parse(await response.text(), exact).data;
   signal.throwIfAborted();
-  const { events, last_event_id } = JSON.parse(text, exact).data;
   if (!cursor) inbox.renew();
   for (const { id, type, data } of events) {
     inbox.take(id, JSON.stringify(/^(heartbeat|error)$/.test(type) ? { type, ...data } : { type, data }));

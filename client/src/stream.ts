@@ -1,10 +1,11 @@
 // One event stream, by `fetch` or by the browser's EventSource: bytes to frames, no retrying.
 // https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 
-import { AgentSSEError } from "./errors.js";
+import { asError } from "./errors.js";
 import type { Http } from "./http.js";
 
 const LONGEST = 2 ** 24; // characters of one event
+const LIFETIME = 2 ** 31 - 1; // ms; the service ends streams long before
 
 /** Who takes what a stream says. */
 export interface Sink {
@@ -14,7 +15,7 @@ export interface Sink {
   frame(id: string | null | undefined, data: string | undefined): void;
   /** The service asks for this time before a reconnection, milliseconds. */
   retry(ms: number): void;
-  /** The service's heartbeat interval, milliseconds. */
+  /** The service's heartbeat interval, milliseconds; NaN or 0 when it said none. */
   beat(ms: number): void;
 }
 
@@ -27,16 +28,14 @@ export function makeParser({ frame, retry }: Pick<Sink, "frame" | "retry">): (te
 
   const line = (text: string) => {
     if (!text) {
-      const [itsId, itsData] = [id, data];
+      const [ownId, ownData] = [id, data];
       id = data = undefined;
-      if (itsId || itsData !== undefined) frame(itsId, itsData);
-      return;
+      if (ownId || ownData !== undefined) frame(ownId, ownData);
     }
-    const [, field, value = ""] = /^([^:]*)(?:: ?(.*))?$/s.exec(text) as RegExpExecArray;
+    const [, field, value = ""] = /^([^:]*)(?:: ?(.*))?/s.exec(text) as unknown as [string, string, string?];
     if (field === "data") data = data === undefined ? value : `${data}\n${value}`;
-    else if (field === "id" && !value.includes("\0")) id = value;
-    else if (field === "retry" && /^\d+$/.test(value)) retry(+value);
-    if ((data?.length ?? 0) > LONGEST) throw new AgentSSEError("network", "an event of the stream is too long");
+    if (field === "id" && !value.includes("\0")) id = value;
+    if (field === "retry" && /^\d+$/.test(value)) retry(+value);
   };
 
   return (text) => {
@@ -45,23 +44,32 @@ export function makeParser({ frame, retry }: Pick<Sink, "frame" | "retry">): (te
     carriage = text.endsWith("\r");
     lines[0] = rest + lines[0];
     rest = lines.pop() as string;
-    if (rest.length > LONGEST) throw new AgentSSEError("network", "an event of the stream is too long");
     lines.forEach(line);
+    if ((rest + data).length > LONGEST) throw asError("too long an event");
   };
 }
 
-/** Read the stream of `session` after `cursor` by `fetch`; returns when the service ends it. */
-export async function readStream(http: Http, session: string, cursor: string | null, signal: AbortSignal, sink: Sink) {
-  const response = await http.call(`/events/${session}`, {
-    headers: { Accept: "text/event-stream", ...(cursor && { "Last-Event-ID": cursor }) },
+/** Read one stream of `session` after `cursor`; returns when the service ends it, rejects when `signal` is aborted. */
+export type Read = (
+  http: Http,
+  session: string,
+  cursor: string | null,
+  signal: AbortSignal,
+  sink: Sink,
+) => Promise<void>;
+
+/** Read it by `fetch`: the token in a header, the status known. */
+export const readStream: Read = async (http, session, cursor, signal, sink) => {
+  const { headers, body } = await http.call(`/events/${session}`, {
+    headers: cursor ? { "Last-Event-ID": cursor } : {},
     signal,
-    patience: Infinity,
+    patience: LIFETIME,
   });
-  if (!response.body || !/^text\/event-stream/i.test(response.headers.get("Content-Type") ?? "")) {
-    throw new AgentSSEError("not_a_stream", "what answered is no event stream: check baseUrl", response.status);
+  if (!body || !/^text\/event-stream/.test(headers.get("Content-Type") ?? "")) {
+    throw asError("no event stream: check baseUrl");
   }
-  sink.beat(Number(response.headers.get("Heartbeat-Interval")) * 1000);
-  const reader = response.body.getReader();
+  sink.beat(1000 * Number(headers.get("Heartbeat-Interval")));
+  const reader = body.getReader();
   const decoder = new TextDecoder();
   const parse = makeParser(sink);
   for (;;) {
@@ -70,37 +78,26 @@ export async function readStream(http: Http, session: string, cursor: string | n
     sink.alive();
     parse(decoder.decode(value, { stream: true }));
   }
-}
+};
 
-/** The same by the browser's EventSource, with a single-use ticket in the URL. */
-export async function readEventSource(
-  http: Http,
-  session: string,
-  cursor: string | null,
-  signal: AbortSignal,
-  sink: Sink,
-) {
-  const ticket = await (await http.call(`/ticket/${session}`, { method: "POST", signal })).json();
-  const query = new URLSearchParams({ token: ticket.data.token, ...(cursor && { last_event_id: cursor }) });
+/** Read it by the browser's EventSource, with a single-use ticket in the URL. */
+export const readEventSource: Read = async (http, session, cursor, signal, sink) => {
+  const response = await http.call(`/ticket/${session}`, { method: "POST", signal });
+  const { token } = (await response.json()).data;
+  const query = new URLSearchParams({ token, ...(cursor && { last_event_id: cursor }) });
   const source = new EventSource(`${http.base}/events/${session}?${query}`);
   let last = ""; // an EventSource repeats the last id beside events that have none
-  try {
-    await new Promise<void>((resolve, reject) => {
-      signal.onabort = () => reject(signal.reason);
-      source.onerror = () => resolve();
-      source.onmessage = ({ data, lastEventId }) => {
+  await new Promise<void>((resolve, reject) => {
+    signal.onabort = () => reject(signal.reason);
+    source.onerror = () => resolve();
+    source.onmessage = ({ data, lastEventId }) => {
+      try {
         sink.alive();
-        try {
-          const own = lastEventId !== last && !/^\{"type":"heartbeat"/.test(data);
-          if (lastEventId !== last && !own) sink.frame(lastEventId, undefined);
-          last = lastEventId;
-          sink.frame(own ? lastEventId : null, data);
-        } catch (error) {
-          reject(error);
-        }
-      };
-    });
-  } finally {
-    source.close();
-  }
-}
+        sink.frame(lastEventId === last ? null : lastEventId, data);
+        last = lastEventId;
+      } catch (error) {
+        reject(error);
+      }
+    };
+  }).finally(() => source.close());
+};
