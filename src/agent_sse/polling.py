@@ -28,13 +28,11 @@ DEFAULT_WAIT, MAX_WAIT = 25.0, 55.0  # s; below the minute after which many prox
 READ_SECONDS = 5.0  # s for Redis to say what is there, also for a poll that does not wait
 PAGE_EVENTS, PAGE_BYTES = 500, 1024 * 1024  # with an id, of one answer; at least one event is in it
 
-ENDING = ApiError(503, "shutting_down", "this process is about to end; poll again", retry_after=1)
-
 _HEARTBEAT = b'{"type":"heartbeat"'
 _RESET = b'{"type":"stream_reset"'
 _ERROR = b'{"type":"error"'
 _UNAVAILABLE = b'"code":"unavailable"}'  # the last word of a stream that Redis refused
-_TYPE = re.compile(rb'\{"type":("[a-z_]+"),(?:"data":)?')
+_TYPE = re.compile(rb'\{\s*"type"\s*:\s*("[a-z_]+")\s*,\s*(?P<data>"data"\s*:\s*)?')
 _REASON = re.compile(rb'"reason":("[a-z_]+")')
 
 
@@ -79,7 +77,7 @@ class Page(EventSink):
         )
 
     def _gather(self, event_id: bytes | None, payload: bytes | None) -> None:
-        if self._full or (payload is not None and payload.startswith(_HEARTBEAT)):
+        if self._full:
             return
         if payload is None:
             self._take_cursor(event_id)
@@ -106,8 +104,8 @@ class Page(EventSink):
 
     def _take_state(self, payload: bytes) -> None:
         """Take what has no id: a part of a snapshot, which a cursor ends; a repeated request; a stream's last word."""
-        if payload.endswith(_UNAVAILABLE):
-            return  # a status says so better
+        if payload.startswith(_HEARTBEAT) or payload.endswith(_UNAVAILABLE):
+            return  # an answer is a sign of life itself, and a status says better that there is none
         if payload.startswith(_RESET):
             if self._events:
                 self._full = True  # a reset comes first in an answer: the next poll gets it
@@ -126,7 +124,7 @@ def _event(event_id: bytes | None, payload: bytes) -> bytes:
     found = _TYPE.match(payload)
     if found is None:  # none of ours
         return b'{"id":%b,"type":null,"data":%b}' % (_quoted(event_id), payload)
-    data = payload[found.end() : -1] if found[0].endswith(b'"data":') else b"{" + payload[found.end() : -1] + b"}"
+    data = payload[found.end() : -1] if found["data"] is not None else b"{" + payload[found.end() :]
     return b'{"id":%b,"type":%b,"data":%b}' % (_quoted(event_id), found[1], data)
 
 
@@ -149,7 +147,7 @@ class Polling:
         principal = await check_right(service, request, session_id, EVENTS_READ)
         wait = requests.read_seconds(request, "wait", most=MAX_WAIT, default=DEFAULT_WAIT)
         if service.hub.closing:
-            raise ENDING
+            raise _ending()
         cursor, reason = requests.read_cursor(request)
         page = Page(format_id(cursor) if cursor is not None else None)
         connection = Connection(session_id, cursor=cursor, reset_reason=reason)
@@ -170,10 +168,12 @@ class Polling:
 
     def _check(self, page: Page) -> None:
         """Raise ApiError 503 when an empty answer would say of a session what nobody knows."""
-        if page.known and not (page.ended and page.empty and not self._service.hub.closing):
-            return
         if self._service.hub.closing:
-            raise ENDING
+            if page.last is None:
+                raise _ending()
+            return  # the client goes on elsewhere from the cursor that it has
+        if page.known and not (page.ended and page.empty):
+            return
         if page.ended:
             raise ApiError(503, "unavailable", "the event store refused to serve; poll again later", retry_after=10)
         raise ApiError(
@@ -190,3 +190,7 @@ async def _gather(page: Page, wait: float, left: float) -> None:
             await page.read.wait()
         async with asyncio.timeout_at(start + min(wait, left)):
             await page.ready.wait()
+
+
+def _ending() -> ApiError:
+    return ApiError(503, "shutting_down", "this process is about to end; poll again", retry_after=1)
