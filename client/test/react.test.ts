@@ -93,6 +93,7 @@ describe("the diff of lines", () => {
     ["a\nb", "a\nb", ["@2"]],
     ["a", "a\nb", ["sa", "ab"]],
     ["a\nb\na\nb", "b\na", ["ra", "sb", "sa", "rb"]],
+    ["0\n1\n2\n3\n4", "0\n1\n2\n3\n5", ["s0", "s1", "s2", "s3", "r4", "a5"]],
     ["1\n2\n3\n4\n5\n6", "1\n2\n3\n4\n5\n7", ["@2", "s3", "s4", "s5", "r6", "a7"]],
   ])("of %j and %j", (before, now, expected) => {
     expect(shown(diffLines(before, now))).toEqual(expected);

@@ -9,23 +9,27 @@ export type Announce = (text: string, urgent?: boolean) => void;
 export const AnnouncerContext = createContext<Announce>(() => {});
 
 interface Said {
-  readonly polite: string;
-  readonly urgent: string;
+  readonly text: string;
+  /** Rises, so that the same words are said again. */
+  readonly turn: number;
 }
+
+const SILENCE: Said = { text: "", turn: 0 };
 
 /** The two live regions of a monitor, and how to speak through them. */
 export function useAnnouncer(): { announce: Announce; regions: ReactNode } {
-  const [said, setSaid] = useState<Said>({ polite: "", urgent: "" });
+  const [polite, setPolite] = useState(SILENCE);
+  const [assertive, setAssertive] = useState(SILENCE);
   const announce = useCallback<Announce>((text, urgent = false) => {
-    setSaid((before) => (urgent ? { ...before, urgent: text } : { ...before, polite: text }));
+    (urgent ? setAssertive : setPolite)(({ turn }) => ({ text, turn: turn + 1 }));
   }, []);
   const regions = (
     <div className="agent-sse-unseen">
       <div aria-live="assertive" data-announcer="assertive">
-        {said.urgent}
+        <span key={assertive.turn}>{assertive.text}</span>
       </div>
       <div aria-live="polite" data-announcer="polite">
-        {said.polite}
+        <span key={polite.turn}>{polite.text}</span>
       </div>
     </div>
   );

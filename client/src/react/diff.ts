@@ -68,15 +68,18 @@ function table(old: string[], now: string[]): Uint32Array {
 }
 
 function folded(lines: DiffLine[]): DiffLine[] {
-  const near = lines.map((_, at) =>
-    lines.slice(Math.max(0, at - CONTEXT), at + CONTEXT + 1).some((other) => other.kind !== "same"),
-  );
-  const kept: DiffLine[] = [];
+  const near = new Set<number>();
   lines.forEach((entry, at) => {
-    const last = kept.at(-1);
-    if (near[at]) kept.push(entry);
-    else if (last?.kind === "skipped") kept[kept.length - 1] = { kind: "skipped", count: last.count + 1 };
-    else kept.push({ kind: "skipped", count: 1 });
+    for (let by = -CONTEXT; entry.kind !== "same" && by <= CONTEXT; by += 1) near.add(at + by);
   });
+  const kept: DiffLine[] = [];
+  for (let at = 0; at < lines.length; ) {
+    let end = at;
+    while (end < lines.length && !near.has(end)) end += 1;
+    if (end - at > 1) kept.push({ kind: "skipped", count: end - at });
+    else end = at + 1; // one line takes no more room than saying that it is left out
+    if (end - at === 1) kept.push(...lines.slice(at, end));
+    at = end;
+  }
   return kept;
 }

@@ -192,7 +192,8 @@ function Outcomes({ outcomes, texts }: { outcomes: readonly Outcome[]; texts: Me
 function outcomeText(outcome: Outcome, texts: Messages): string {
   const { tool, outcome: kind, edited, resolvedBy, reason } = outcome;
   const word = Object.hasOwn(texts.outcome, kind) ? texts.outcome[kind] : visible(kind);
-  const head = [oneLine(tool, 256), word, edited && texts.withEdits, resolvedBy && texts.by(oneLine(resolvedBy, 100))];
+  const by = resolvedBy !== null && kind !== "refused" && texts.by(oneLine(resolvedBy, 100)); // there the reason says it
+  const head = [oneLine(tool, 256), word, edited && texts.withEdits, by];
   return [head.filter(Boolean).join(" "), oneLine(reason)].filter(Boolean).join(" · ");
 }
 

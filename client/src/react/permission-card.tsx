@@ -227,9 +227,9 @@ function isChanged(edit: Edit | null): boolean {
   return edit?.ok === true && Object.keys(edit.patch).length > 0;
 }
 
-/** What is sent: a change holds once and with a yes only (docs/permissions.md). */
+/** What is sent: a change goes with a yes only, and the answer to what was changed holds once (docs/permissions.md). */
 function answerOf(approved: boolean, { covers, reason, edit }: Given): Answer {
   const answer: Answer = { approved, ...(reason === "" ? {} : { reason }) };
-  if (approved && edit?.ok === true && isChanged(edit)) return { ...answer, parametersPatch: edit.patch };
+  if (edit?.ok === true && isChanged(edit)) return approved ? { ...answer, parametersPatch: edit.patch } : answer;
   return covers === "once" ? answer : { ...answer, scope: "session", covers };
 }
