@@ -37,6 +37,7 @@ export function App({ baseUrl }: { baseUrl: string }) {
   const signOut = useCallback((why: string) => {
     forget();
     setProblem(why);
+    if (!why) showInAddress("");
     setCredentials((old) => ({ token: "", session: why ? old.session : "" }));
   }, []);
   const signIn = (given: Credentials) => {
@@ -60,7 +61,7 @@ export function App({ baseUrl }: { baseUrl: string }) {
           />
         ) : (
           <>
-            <header>
+            <header className="top">
               <h1>{texts.title}</h1>
               {look}
             </header>
@@ -93,7 +94,7 @@ function SignedIn({ credentials, baseUrl, look, onChoose, onSignOut, onUnauthori
       <button type="button" className="skip" onClick={toRequests}>
         {texts.skip}
       </button>
-      <header>
+      <header className="top">
         <h1>{texts.title}</h1>
         {session && <span className="session-name">{visible(session)}</span>}
         {follower && <Connection follower={follower} />}
@@ -102,7 +103,7 @@ function SignedIn({ credentials, baseUrl, look, onChoose, onSignOut, onUnauthori
           {texts.signOut}
         </button>
       </header>
-      <main>
+      <main className="work">
         <Sessions ask={ask} chosen={session} onChoose={onChoose} onUnauthorized={onUnauthorized} />
         {follower ? (
           <Session key={session} follower={follower} ask={ask} base={base} onUnauthorized={onUnauthorized} />

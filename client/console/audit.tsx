@@ -68,7 +68,8 @@ function Entry({ entry }: { entry: AuditEntry }) {
     <li>
       <details onToggle={(event) => setOpen(event.currentTarget.open)}>
         <summary>
-          <time>{dateTime(Date.parse(entry.at), language)}</time> <strong>{oneLine(about, 100)}</strong>{" "}
+          <time className="muted">{dateTime(Date.parse(entry.at), language)}</time>{" "}
+          <strong>{oneLine(about, 100)}</strong>{" "}
           <span className="tag" data-tone={outcome}>
             {outcome}
           </span>{" "}

@@ -1,6 +1,9 @@
 // The timeline: a row for each tool call with its status, its time and a bar of it, newest first.
 
 import { memo, useMemo, useState } from "react";
+import { riskText } from "../src/react/badge.js";
+import { useLanguage } from "../src/react/language.js";
+import { messages } from "../src/react/messages.js";
 import { durationMs, isEnded, serviceNow } from "../src/session.js";
 import { cut, oneLine, pretty, visible } from "../src/text.js";
 import type { ToolCall } from "../src/view.js";
@@ -35,9 +38,9 @@ export function Calls({ follower, onShowEvents, cancelCommand }: Props) {
   const span = spanOf(calls, running ? now : null);
   return (
     <section aria-labelledby="calls-title">
-      <h2 id="calls-title">
+      <h3 id="calls-title">
         {texts.calls} <span className="muted">{calls.length || ""}</span>
-      </h2>
+      </h3>
       {calls.length === 0 && <p className="muted">{texts.noCalls}</p>}
       <ol className="calls">
         {calls.map((call) => (
@@ -165,9 +168,10 @@ function CancelButton({ call, follower }: { call: ToolCall; follower: Follower }
 
 function Facts({ call }: { call: ToolCall }) {
   const texts = useTexts();
+  const language = useLanguage();
   const facts = [
     ["id", call.id],
-    ["risk", call.risk],
+    ["", call.risk && riskText(call.risk, messages[language])],
     [texts.began, call.startedAt === null ? null : clock(call.startedAt)],
     ["", call.parentId && texts.partOf(call.parentId)],
   ].filter(([, value]) => value);

@@ -1,18 +1,21 @@
 // How the connection does: its phase, how events come, and how long ago something came.
 
 import { ConnectionBadge } from "../src/react/badge.js";
+import { remaining } from "../src/react/clock.js";
+import { useLanguage } from "../src/react/language.js";
+import { messages } from "../src/react/messages.js";
 import type { Follower } from "./follower.js";
 import { useNow, useShared } from "./hooks.js";
 import { useTexts } from "./texts.js";
-import { duration } from "./time.js";
 
 export function Connection({ follower }: { follower: Follower }) {
   const texts = useTexts();
+  const words = messages[useLanguage()];
   const { connection: state, session } = useShared(follower);
   const { heartbeatAt } = session;
   const now = useNow();
   const off = state.phase === "idle" || state.phase === "ended";
-  const since = (time: number) => texts.ago(duration(Math.floor(Math.max(0, now - time) / 1000) * 1000));
+  const since = (time: number) => texts.ago(remaining(Math.floor(Math.max(0, now - time) / 1000) * 1000, words));
   return (
     <div className="connection">
       <ConnectionBadge connection={state} />

@@ -1,7 +1,7 @@
 // The list of events: only the rows that are seen are in the page, however many there are. One is chosen at a time.
 
 import { useVirtualizer } from "@tanstack/react-virtual";
-import { type KeyboardEvent, useEffect, useLayoutEffect, useRef, useState } from "react";
+import { type KeyboardEvent, useLayoutEffect, useRef, useState } from "react";
 import type { Follower } from "./follower.js";
 import { useVersion } from "./hooks.js";
 import type { Entry } from "./log.js";
@@ -34,15 +34,19 @@ export function EventList({ follower, chosen, onChoose }: Props) {
   useStayInPlace(follower, scroller, atEnd);
   const place = chosen === null ? -1 : indexOf(rows.shown, chosen.seq);
   // biome-ignore lint/correctness/useExhaustiveDependencies: only when another one is chosen
-  useEffect(() => {
-    if (place >= 0) virtualizer.scrollToIndex(place, { align: "auto" });
+  useLayoutEffect(() => {
+    if (scroller.current && place >= 0) scrollTo(scroller.current, place);
   }, [chosen]);
+  const choose = (entry: Entry) => {
+    setAtEnd(false); // what is looked at stays in sight
+    onChoose(entry);
+  };
   const onKeyDown = (event: KeyboardEvent) => {
     const next = target(event.key, place, count);
     const entry = next === null ? undefined : rows.shown[next];
     if (entry === undefined) return;
     event.preventDefault();
-    onChoose(entry);
+    choose(entry);
   };
   const onScroll = () => {
     const box = scroller.current;
@@ -66,7 +70,7 @@ export function EventList({ follower, chosen, onChoose }: Props) {
             if (entry === undefined) return null;
             const at = { start, index, count };
             return (
-              <EventRow key={entry.seq} entry={entry} at={at} chosen={entry.seq === chosen?.seq} onChoose={onChoose} />
+              <EventRow key={entry.seq} entry={entry} at={at} chosen={entry.seq === chosen?.seq} onChoose={choose} />
             );
           })}
         </div>
@@ -79,6 +83,12 @@ export function EventList({ follower, chosen, onChoose }: Props) {
       )}
     </div>
   );
+}
+
+/** Scroll as little as shows a whole row. */
+function scrollTo(box: HTMLElement, place: number): void {
+  const top = place * ROW;
+  box.scrollTop = Math.min(top, Math.max(box.scrollTop, top + ROW - box.clientHeight));
 }
 
 /** At the end stay at the end; elsewhere stay with the rows that are read, though older ones go from the top. */

@@ -28,11 +28,13 @@ export function Panel({ label, tabs, chosen, onChoose }: Props) {
   };
   return (
     <section className="panel" aria-label={label}>
+      <h2 className="unseen">{label}</h2>
       <div className="tabs" role="tablist" aria-label={label} ref={list} onKeyDown={onKeyDown}>
         {tabs.map(({ id, label: name }) => (
           <button
             key={id}
             type="button"
+            className="tab"
             role="tab"
             id={`tab-${id}`}
             aria-selected={id === tab?.id}

@@ -31,9 +31,9 @@ export function Requests({ follower, commandOf }: Props) {
   useRequestFocus(list, ids, true);
   return (
     <section ref={list} aria-labelledby="requests-title">
-      <h2 id="requests-title" tabIndex={-1} data-heading="">
+      <h3 id="requests-title" tabIndex={-1} data-heading="">
         {texts.requests}
-      </h2>
+      </h3>
       <Announcer requests={requests} />
       {requests.length === 0 && <p className="muted">{texts.noRequests}</p>}
       {requests.map((request, index) => (

@@ -57,6 +57,7 @@ export function Session({ follower, ask, base, onUnauthorized }: Props) {
   return (
     <>
       <div className="live">
+        <h2 className="unseen">{visible(sessionId)}</h2>
         <Problems follower={follower} />
         <Requests follower={follower} commandOf={commands.answer} />
         <Calls follower={follower} onShowEvents={showEvents} cancelCommand={commands.cancel} />

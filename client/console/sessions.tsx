@@ -35,7 +35,7 @@ export function Sessions({ ask, chosen, onChoose, onUnauthorized }: Props) {
     },
     [ask, onUnauthorized],
   );
-  const { value: rows, error, busy, again } = useAsked(question, 30_000);
+  const { value: rows, error, busy, again } = useAsked(question, 10_000);
   return (
     <nav className="sessions" aria-labelledby="sessions-title">
       <div className="bar">
