@@ -38,6 +38,7 @@ class InputLines:
         self._on_change = on_change
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._partial = ""
+        self._escape = ""  # of a key that sends several characters (an arrow, F1), what came of it so far
         self._lines: deque[str] = deque()
         self._ended = False
         self._some = asyncio.Event()
@@ -80,17 +81,30 @@ class InputLines:
             self._end()
             return
         for char in self._decoder.decode(data):
-            if char in "\r\n":
-                self._lines.append(self._partial)
-                self._partial = ""
-            elif char in "\x7f\b":
-                self._partial = self._partial[:-1]
-            elif char.isprintable() and len(self._partial) < REASON_LIMIT:
-                self._partial += char
+            self._take(char)
         self._on_change(self._partial)
         self._some.set()
         if len(self._lines) > LINES_AHEAD:
             self.close()
+
+    def _take(self, char: str) -> None:
+        if self._escape:
+            # https://en.wikipedia.org/wiki/ANSI_escape_code#Terminal_input_sequences
+            begun = self._escape in ("\x1b[", "\x1bO") or len(self._escape) > 2
+            self._escape += char
+            if not (char in "[O" if not begun else "\x20" <= char <= "\x3f"):
+                self._escape = ""
+        elif char in "\r\n":
+            self._lines.append(self._partial)
+            self._partial = ""
+        elif char in "\x7f\b":
+            self._partial = self._partial[:-1]
+        elif char == "\x15":  # Ctrl-U
+            self._partial = ""
+        elif char == "\x1b" and self.typed:
+            self._escape = char
+        elif char.isprintable() and len(self._partial) < REASON_LIMIT:
+            self._partial += char
 
     def _end(self) -> None:
         self.close()

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
 import json
 import os
-import pty
 import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from rich.console import Console
 
-from agent_sse import SimpleNotifier, cli
-from agent_sse.watch import REASON_LIMIT
-from agent_sse.watch_view import TableView
+from agent_sse import cli
+from agent_sse.lines import REASON_LIMIT
 from harness import (
     DEADLINE,
     PREFIX,
@@ -84,87 +78,6 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return last
 
     return run
-
-
-class Watcher:
-    """`agent-sse watch` with pipes, or on a pseudo-terminal."""
-
-    def __init__(self, process: asyncio.subprocess.Process, terminal: int | None) -> None:
-        self.process = process
-        self.output = ""
-        self._terminal = terminal
-        self._changed = asyncio.Event()
-        self._task = asyncio.create_task(self._read()) if terminal is None else None
-        if terminal is not None:
-            asyncio.get_running_loop().add_reader(terminal, self._read_terminal)
-
-    async def _read(self) -> None:
-        assert self.process.stdout is not None
-        while data := await self.process.stdout.read(4096):
-            self._take(data)
-
-    def _read_terminal(self) -> None:
-        assert self._terminal is not None
-        try:
-            self._take(os.read(self._terminal, 65536))
-        except OSError:  # the other end was closed
-            asyncio.get_running_loop().remove_reader(self._terminal)
-
-    def _take(self, data: bytes) -> None:
-        self.output += data.decode(errors="replace")
-        self._changed.set()
-
-    async def see(self, *words: str) -> None:
-        """Wait until all words were in the output."""
-        try:
-            async with asyncio.timeout(DEADLINE):
-                while not all(word in self.output for word in words):
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            pytest.fail(f"{words} did not appear in:\n{self.output[-5000:]}")
-
-    def type(self, text: str) -> None:
-        if self._terminal is not None:
-            os.write(self._terminal, text.encode())
-        else:
-            assert self.process.stdin is not None
-            self.process.stdin.write(text.encode())
-
-    async def stop(self, number: int = signal.SIGINT) -> int:
-        self.process.send_signal(number)
-        return await self.end()
-
-    async def end(self) -> int:
-        async with asyncio.timeout(DEADLINE):
-            status = await self.process.wait()
-            if self._task is not None:
-                await self._task
-        return status
-
-
-@asynccontextmanager
-async def watching(session: str, *, terminal: bool = False, **settings: str) -> AsyncIterator[Watcher]:
-    """Run `agent-sse watch`."""
-    master, slave = pty.openpty() if terminal else (None, None)
-    pipe = asyncio.subprocess.PIPE if slave is None else slave
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "agent_sse", "watch", session, cwd="/", stdin=pipe, stdout=pipe,
-        env={**environment_of(**settings), "LINES": "40", "TERM": "xterm-256color"},
-        stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    if slave is not None:
-        os.close(slave)
-    watcher = Watcher(process, master)
-    try:
-        yield watcher
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        if master is not None:
-            asyncio.get_running_loop().remove_reader(master)
-            os.close(master)
 
 
 def free_port() -> int:
@@ -478,175 +391,6 @@ async def test_commands_fail_with_status_1_when_redis_is_away(arguments: tuple[s
     )
     assert (1, "") == (status, output)
     assert re.fullmatch(r"agent-sse: Redis [^\n]+\n", errors), errors
-
-
-# -- watch ------------------------------------------------------------------------------------------------------------
-
-
-async def test_watch_prints_events_escaped_and_answers_from_standard_input(
-    valkey: Valkey, notifier: SimpleNotifier
-) -> None:
-    """Through pipes: a line per event, hostile text in escapes, each line of input answers one request in turn."""
-    async with watching("s1", redis_url=valkey.url) as watcher:
-        await watcher.see("permission_cleared")  # the snapshot's last event
-        await notifier.tool_status("s1", "search", "executing", parameters={"q": HOSTILE}, risk_level="medium")
-        await notifier.error("s1", HOSTILE)
-        watcher.type("y\n")  # waits for the next request
-        yes = await notifier.request_permission("s1", "write", {"text": HOSTILE}, timeout=DEADLINE)
-        watcher.type("n not today\n")
-        no = await notifier.request_permission("s1", "write", {"text": "b"}, timeout=DEADLINE)
-        await watcher.see("denied: write")
-        assert 0 == await watcher.stop()
-    assert (True, "approved", "") == (yes.approved, yes.outcome, yes.reason)
-    assert (False, "denied", "not today") == (no.approved, no.outcome, no.reason)
-    assert yes.resolved_by is not None
-    assert yes.resolved_by.startswith("terminal:")
-    assert {"\n"} == {char for char in watcher.output if not char.isprintable()}
-    assert "tool_status search executing medium" in watcher.output
-    assert r"rm\x1b[2J\u202e[bold red]x[/]\u2028\x0aid" in watcher.output
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_watch_shows_the_whole_request_in_a_pipe(valkey: Valkey, notifier: SimpleNotifier, number: int) -> None:
-    """Nothing of what is to be approved is cut off, however long it is; and a signal ends the watch with status 0."""
-    async with watching("s1", redis_url=valkey.url) as watcher:
-        asking = asyncio.create_task(notifier.request_permission("s1", "run", {"script": "x" * 20_000 + "END"}))
-        await watcher.see("x" * 20_000 + "END")
-        assert 0 == await watcher.stop(number)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-
-
-async def test_watch_loses_nothing_when_redis_restarts(valkey: Valkey, notifier: SimpleNotifier) -> None:
-    """Events from before, during and after a restart are all shown, once."""
-    async with watching("s1", redis_url=valkey.url) as watcher:
-        await watcher.see("permission_cleared")
-        await notifier.error("s1", "number-1.")
-        await watcher.see("number-1.")
-        await valkey.restart()  # in order: a killed one may not have written what it acknowledged last
-        for number in range(2, 5):
-            await notifier.error("s1", f"number-{number}.")
-        await watcher.see("number-4.")
-        assert 0 == await watcher.stop()
-    assert [1, 2, 3, 4] == [int(number) for number in re.findall(r"number-(\d)\.", watcher.output)]
-
-
-async def test_watch_ends_when_the_session_is_closed(valkey: Valkey, notifier: SimpleNotifier) -> None:
-    """It says so, and its status is 0."""
-    await notifier.open_session("s1", owner="alice")
-    async with watching("s1", redis_url=valkey.url) as watcher:
-        await watcher.see("permission_cleared")
-        await notifier.close_session("s1")
-        await watcher.see("session_closed")
-        assert 0 == await watcher.end()
-
-
-async def test_watch_ends_quietly_when_nobody_reads_it(valkey: Valkey, notifier: SimpleNotifier) -> None:
-    """`agent-sse watch s1 | head -1` is no error."""
-    ours, theirs = os.pipe()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "agent_sse", "watch", "s1", env=environment_of(redis_url=valkey.url), cwd="/",
-        stdin=asyncio.subprocess.DEVNULL, stdout=theirs, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    os.close(theirs)
-    reader = asyncio.StreamReader()
-    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ours, "rb")
-    )
-    try:
-        async with asyncio.timeout(DEADLINE):
-            assert b"result_cleared" in await reader.readline()
-            pipe.close()
-
-            async def more() -> None:
-                while True:
-                    await notifier.error("s1", "one more")
-
-            talking = asyncio.create_task(more())
-            _, errors = await process.communicate()
-            talking.cancel()
-            await asyncio.gather(talking, return_exceptions=True)
-        assert (0, b"") == (process.returncode, errors)
-    finally:
-        pipe.close()
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-async def test_watch_on_a_terminal_shows_a_table_and_answers(valkey: Valkey, notifier: SimpleNotifier) -> None:
-    """On a terminal: calls with status and progress, the request with its parameters; y and Enter approves."""
-    async with watching("s1", terminal=True, redis_url=valkey.url) as watcher:
-        await notifier.tool_status(
-            "s1", "search", "executing", parameters={"q": HOSTILE}, details={"progress": {"progress": 1, "total": 3}}
-        )
-        await watcher.see("search", "executing", "1/3", r"rm\u001b[2J\u202e[bold red]x[/]")
-        asking = asyncio.create_task(notifier.request_permission("s1", "write", {"file": HOSTILE}, "critical"))
-        await watcher.see("Permission", "critical", '"file": "rm', "approves")
-
-        async def answered() -> bool:
-            # Until the request has been there for a moment, an answer is taken for one to the screen before.
-            if "approved: write" not in watcher.output:
-                watcher.type("q\x7fy\n")
-            return asking.done()
-
-        await until(answered, what="the answer")
-        decision = await asking
-        assert 0 == await watcher.stop()
-        await until(lambda: watcher.output.rstrip().endswith("Ctrl-C ends\x1b[0m"), what="the last picture")
-    assert (True, "") == (decision.approved, decision.reason)
-    assert "\x1b[2J\u202e" not in watcher.output
-    assert "\u202e" not in watcher.output
-    assert watcher.output.count("\x1b[?1049h") == watcher.output.count("\x1b[?1049l") == 1  # the screen is given back
-
-
-async def test_watch_takes_no_answer_to_what_has_just_appeared(valkey: Valkey, notifier: SimpleNotifier) -> None:
-    """A key that was on its way before the request could be read approves nothing."""
-    from agent_sse.permissions import Permissions
-    from agent_sse.watch import Watch
-
-    class Refusing(Permissions):
-        async def answer(self, *_: Any, **__: Any) -> Any:
-            raise AssertionError("nothing was to be answered")
-
-    said: list[str] = []
-
-    class View:
-        def show(self, event: Any) -> None:
-            pass
-
-        def say(self, line: str) -> None:
-            said.append(line)
-
-    watch = Watch("s1", Refusing.__new__(Refusing), View())
-    watch.sink.write(b'data: {"type":"permission_request","data":{"request_id":"r","tool_name":"t"}}\n\n')
-    await watch.answer("y", typed=True)
-    await watch.answer("", typed=True)
-    await watch.answer("perhaps", typed=True)
-    assert 2 == len(said)
-    assert "just appeared" in said[0]
-    assert "y or n" in said[1]
-
-
-@pytest.mark.parametrize("height", [24, 50])
-def test_watch_never_hides_silently_what_is_to_be_approved(height: int) -> None:
-    """A request that does not fit says how much of it is missing, and the picture is never higher than the terminal."""
-    console = Console(width=80, height=height, file=io.StringIO(), force_terminal=True)
-    view = TableView("s1", console)
-    for number in range(100):
-        view.show({"type": "tool_status", "data": {"tool_call_id": f"c{number}", "status": "executing"}})
-    data = {"request_id": "r", "tool_name": "run", "risk_level": "high", "parameters": {"script": "\u4e00" * 5000}}
-    view.show({"type": "permission_request", "data": data})
-    view.say("x" * 500)
-    console.print(view.render())
-    assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().rstrip("\n").split("\n")
-    assert height >= len(lines)
-    assert any("MORE LINES ARE NOT SHOWN" in line for line in lines)
-    assert "approves" in lines[-2]
-    view.show({"type": "permission_request", "data": {**data, "parameters": {"script": "ls"}}})
-    console.print(view.render())
-    assert 1 == console.file.getvalue().count("MORE LINES ARE NOT SHOWN")
 
 
 # -- the command itself -----------------------------------------------------------------------------------------------
