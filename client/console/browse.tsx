@@ -39,7 +39,7 @@ export function Browse({ follower, filter, onFilter, streamCommand }: Props) {
     <div className="browse">
       <FilterBar follower={follower} filter={filter} onFilter={onFilter} />
       <ListBar follower={follower} streamCommand={streamCommand} />
-      <EventList follower={follower} chosen={chosen} onChoose={setChosen} />
+      <EventList key={JSON.stringify(filter)} follower={follower} chosen={chosen} onChoose={setChosen} />
       {chosen && <Inspector entry={chosen} onMove={move} onClose={() => setChosen(null)} />}
     </div>
   );

@@ -14,19 +14,25 @@ export function Connection({ follower }: { follower: Follower }) {
   const { connection: state, session } = useShared(follower);
   const { heartbeatAt } = session;
   const now = useNow();
-  const off = state.phase === "idle" || state.phase === "ended";
   const since = (time: number) => texts.ago(remaining(Math.floor(Math.max(0, now - time) / 1000) * 1000, words));
   return (
     <div className="connection">
-      <ConnectionBadge connection={state} />
+      <ConnectionBadge connection={state} onReconnect={follower.connect} />
       <p className="muted pulse">
         {state.attempt > 0 && <span>{texts.attempt(state.attempt)}</span>}
         {state.lastByteAt !== null && <span>{`${texts.lastByte} ${since(state.lastByteAt)}`}</span>}
         {heartbeatAt !== null && <span>{`${texts.heartbeat} ${since(heartbeatAt)}`}</span>}
       </p>
-      <button type="button" className="small" onClick={() => (off ? follower.connect() : follower.disconnect())}>
-        {off ? texts.reconnect : texts.disconnect}
-      </button>
+      {state.phase === "idle" && (
+        <button type="button" className="small" onClick={follower.connect}>
+          {texts.reconnect}
+        </button>
+      )}
+      {state.phase !== "idle" && state.phase !== "ended" && (
+        <button type="button" className="small" onClick={follower.disconnect}>
+          {texts.disconnect}
+        </button>
+      )}
     </div>
   );
 }

@@ -49,14 +49,11 @@ export class Follower {
     this.onOpenRequests(0);
   }
 
-  connect(): void {
-    this.#store.client.connect();
-  }
+  /** Connect now, whatever it waits for. */
+  readonly connect = (): void => this.#store.client.connect();
 
   /** Close the connection until `connect` is called again; what was seen stays. */
-  disconnect(): void {
-    this.#store.client.disconnect();
-  }
+  readonly disconnect = (): void => this.#store.client.disconnect();
 
   /** See `SessionStore.answer`. */
   readonly answer = (requestId: string, answer: Answer): Promise<AnswerResult> => this.#store.answer(requestId, answer);
