@@ -15,7 +15,7 @@ from browser.tabs import LOST, Agent, Room, Tab, decided
 from harness import ServiceProcess, session_name, until
 
 
-@pytest.fixture(params=["guide-client"])
+@pytest.fixture(params=["guide-client", "package-client"])
 def name(request: pytest.FixtureRequest) -> str:
     """The page with the one class, and with the other."""
     return str(request.param)

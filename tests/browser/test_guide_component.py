@@ -23,7 +23,7 @@ WATCH = """() => {
 }"""
 
 
-@pytest.fixture(params=["guide-monitor"])
+@pytest.fixture(params=["guide-monitor", "package-monitor"])
 def name(request: pytest.FixtureRequest) -> str:
     """The page with the one class, and with the other."""
     return str(request.param)
