@@ -66,7 +66,7 @@ client: setup $(CLIENT) ## check, build and test the browser's client, and that 
 	cd client && npm run --silent build && npm run --silent size && npm run --silent console:check
 	cd client && npm test --silent
 
-chromium: setup
+chromium: setup ## find or install the Chromium of the tests
 	@$(BIN)/python tests/browser/chromium.py
 
 # From npm: the client's tools, and real MCP servers for the tests; nothing of them is needed to run the service, the

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from agent_sse import api_docs, cancels, events, grants, requests
+from agent_sse import api_docs, cancels, event_models, events, grants, requests
 from agent_sse.api_errors import error_docs
 from agent_sse.audit import AuditEntry
 from agent_sse.auth import EVENTS_READ, PERMISSIONS_RESPOND
@@ -27,7 +27,7 @@ AUDIT_BYTES = 4 * 1024 * 1024  # of one response; at least one entry is in it
 AUDIT_PAGE = 20  # entries read at a time: one may be larger than an event
 
 # What an answer says beyond yes or no, as clients see it.
-SAID = ("scope", "covers", "grant_id", "parameters_patch", "edited_parameters")
+SAID = ("scope", "covers", "grant_id", "parameters_patch", "edited_parameters", "edited_digest")
 
 # Read by hand, because a wrong one is no 422: a token that is not there is 401, a bad cursor a stream_reset.
 STREAM_QUERY = api_docs.query_docs(
@@ -85,7 +85,10 @@ def _add_looking(router: APIRouter, endpoints: _UserEndpoints) -> None:
     router.add_api_route(
         "/events/{session_id}", endpoints.events, methods=["GET"], summary="Open the event stream",
         responses={
-            200: {"description": "the stream", "content": {"text/event-stream": {}}},
+            200: {
+                "description": "the stream: the `data` of each event is one line of this JSON",
+                "content": {"text/event-stream": {"schema": event_models.inlined()}},
+            },
             **error_docs(401, 403, 422, 429, 503),
         },
         response_class=Response, openapi_extra={"parameters": STREAM_QUERY},
