@@ -51,7 +51,7 @@ class Call:
 
     def seconds(self, now: float) -> float:
         """Return how long it took, or has taken until ``now``."""
-        if self.duration is not None:
+        if self.duration is not None and not self.running:
             return self.duration
         return max(0.0, (now if self.ended is None else self.ended) - self.began)
 

@@ -16,7 +16,7 @@ from agent_sse.terminal import escape
 from agent_sse.watch_calls import Call
 from agent_sse.watch_panel import STYLES, WIDE, clock, hint_for, panel_of
 from agent_sse.watch_session import Watched
-from agent_sse.watch_view import Event, data_of, describe
+from agent_sse.watch_view import Event, data_of, describe, text_of
 
 SHORT = {"waiting_permission": "waiting", "executing": "running", "medium": "med", "critical": "crit"}
 AROUND = 4  # lines that are there whatever happens: head, what was said, foot
@@ -43,9 +43,11 @@ class TableView:
         kind, data = event.get("type"), data_of(event)
         if self._waiting and kind != "heartbeat":
             self._waiting, self._said = False, Text()
-        if kind in ("permission_response_result", "stream_reset", "error") or (
-            kind == "permission_cleared" and data.get("request_id") is not None
-        ):
+        if kind == "permission_cleared" and data.get("request_id") is not None:
+            words = (text_of(data[name]) for name in ("resolved_by", "reason") if data.get(name))
+            line = f"{text_of(data.get('outcome'))}: {text_of(data.get('tool_name'))}, by {', '.join(words)}"
+            self._said = Text(line, no_wrap=True, overflow="ellipsis")
+        elif kind in ("stream_reset", "error"):
             self._said = Text(describe(event) or "", no_wrap=True, overflow="ellipsis")
         self.changed()
 

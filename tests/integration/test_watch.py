@@ -22,7 +22,7 @@ import pytest
 from agent_sse import SimpleNotifier
 from agent_sse.decisions import PermissionDecision
 from agent_sse.errors import ToolCallCancelled
-from harness import DEADLINE, Valkey, until
+from harness import DEADLINE, Valkey, processes_with, until
 
 FOREIGN = ("AGENT_SSE_", "COLUMNS", "LINES", "NO_COLOR", "VISUAL", "EDITOR")
 HOSTILE = "rm\x1b[2J\u202e[bold red]x[/]\u2028\nid"
@@ -96,14 +96,16 @@ class Watcher:
         return termios.tcgetattr(self._terminal)[:4]
 
     async def answer(self, line: str, done: Callable[[], Any]) -> None:
-        """Answer, again as long as the request has only just appeared, until it is done."""
+        """Answer until it is done: again whenever the request has only just appeared."""
+        typed = len(self.output)
 
         def answered() -> Any:
-            if not done() and "> ▏" in self.screen:
-                self.type(line + "\n")
-            return done()
+            return done() or "just appeared" in self.output[typed:]
 
-        await until(answered, what=f"{line!r} taken")
+        while not done():
+            typed = len(self.output)
+            self.type(line + "\n")
+            await until(answered, what=f"{line!r} taken")
 
     def type(self, text: str) -> None:
         if self._terminal is not None:
@@ -313,6 +315,7 @@ async def test_watch_remembers_answers_for_the_session(valkey: Valkey, notifier:
         await watcher.answer("y-session it is mine", first.done)
         assert "grant:" in str((await ask("write", 1)).resolved_by)
         second = ask("write", 2)
+        await watcher.show('"n": 2')
         await watcher.answer("N-Tool", second.done)
         third = await ask("write", 3)
         assert (False, "denied") == (third.approved, third.outcome)
@@ -339,6 +342,10 @@ with open(notes, "w") as file:
 """
 
 
+def exists(*parts: str) -> bool:
+    return Path(*parts).exists()
+
+
 def editor_in(folder: Path, change: dict[str, Any]) -> dict[str, str]:
     """An environment whose editor changes the parameters so, and writes down what it saw in `notes`."""
     (folder / "editor.py").write_text(EDITOR)
@@ -363,7 +370,7 @@ async def test_watch_approves_edited_parameters(valkey: Valkey, notifier: Simple
     assert ["0o600", "0o700"] == seen["mode"]
     assert asked == json.loads(seen["text"])
     assert {"\n"} == {char for char in seen["text"] if not char.isprintable()}
-    assert not Path(seen["path"]).parent.exists()
+    assert not exists(*Path(seen["path"]).parts[:-1])
 
 
 async def test_watch_shows_why_an_edit_is_refused(valkey: Valkey, notifier: SimpleNotifier, folder: Path) -> None:
@@ -446,6 +453,47 @@ async def test_watch_gives_the_terminal_back(valkey: Valkey, ending: str) -> Non
         assert 0 == await watcher.end()
         assert (True, before) == (before != during, watcher.modes())
         await watcher.see("\x1b[?1049l", "\x1b[?25h")
+
+
+async def test_watch_gives_the_terminal_back_while_it_is_suspended(valkey: Valkey, notifier: SimpleNotifier) -> None:
+    """Ctrl-Z leaves the terminal as it was found; when it goes on, the watch has it again, with what came meanwhile."""
+    async with watching("s1", terminal=SIZE, redis_url=valkey.url) as watcher:
+        before = watcher.modes()
+        await watcher.show("live")
+        watcher.type("\x1a")
+        stat = Path(f"/proc/{watcher.process.pid}/stat")
+        await until(lambda: stat.read_text().rpartition(") ")[2][0] == "T", what="stop")
+        assert before == watcher.modes()
+        await watcher.see("\x1b[?1049l", "\x1b[?25h")
+        await notifier.tool_status("s1", "meanwhile", "executing")
+        watcher.process.send_signal(signal.SIGCONT)
+        await watcher.show("meanwhile")
+        assert before != watcher.modes()
+        assert 0 == await watcher.stop()
+        assert before == watcher.modes()
+
+
+async def test_watch_ends_with_its_editor(valkey: Valkey, notifier: SimpleNotifier, folder: Path) -> None:
+    """A session that is closed while the user edits ends the editor, and leaves neither file nor a changed terminal."""
+    (folder / "editor.py").write_text(
+        "import os, sys, time\nprint('EDITING:' + sys.argv[1], flush=True)\ntime.sleep(600)"
+    )
+    environment = {"EDITOR": shlex.join([sys.executable, str(folder / "editor.py")])}
+    await notifier.open_session("s1", owner="alice")
+    async with watching("s1", terminal=SIZE, environment=environment, redis_url=valkey.url) as watcher:
+        before = watcher.modes()
+        asking = asyncio.create_task(notifier.request_permission("s1", "write", {"a": 1}, editable=True))
+        await watcher.show("Permission 1 of 1")
+        watcher.type("edit\n")
+        await watcher.see("EDITING:", "parameters.json")
+        edited = re.findall(r"EDITING:(\S+)", watcher.output)[0]
+        assert exists(edited)
+        await notifier.close_session("s1")
+        assert 0 == await watcher.end()
+        assert before == watcher.modes()
+    assert not exists(*Path(edited).parts[:-1])
+    assert {} == processes_with(str(folder / "editor.py"))
+    assert not (await asking).approved
 
 
 async def test_watch_writes_nothing_to_the_terminal_that_an_event_says(
