@@ -1,10 +1,11 @@
 // The console: signing in, choosing a session, and how it looks. Knows the token; gives it to the client only.
 
-import { useCallback, useEffect, useMemo, useState } from "react";
+import { type ReactNode, useCallback, useEffect, useMemo, useState } from "react";
 import { LanguageContext } from "../src/react/language.js";
 import { visible } from "../src/text.js";
 import { Connection } from "./connection.js";
-import { begin, type Credentials, forget, keep, readFragment, showInAddress } from "./credentials.js";
+import { useCredentials } from "./credentials.js";
+import type { Credentials } from "./fragment.js";
 import { useFollower } from "./hooks.js";
 import { Notice } from "./notice.js";
 import { applyPreferences, type Preferences, readPreferences, THEMES, type Theme } from "./preferences.js";
@@ -17,66 +18,48 @@ import { TEXTS, useTexts } from "./texts.js";
 /** `baseUrl` is the service's address with its prefix, as the page has it. */
 export function App({ baseUrl }: { baseUrl: string }) {
   const [preferences, setPreferences] = useState(readPreferences);
-  const [credentials, setCredentials] = useState(begin);
-  const [problem, setProblem] = useState("");
-  const texts = TEXTS[preferences.language];
   useEffect(() => applyPreferences(preferences), [preferences]);
-  useEffect(() => {
-    const onHash = () => {
-      const said = readFragment(location.hash);
-      if (said.token || said.session) setCredentials(begin());
-    };
-    addEventListener("hashchange", onHash);
-    return () => removeEventListener("hashchange", onHash);
-  }, []);
-  useEffect(() => {
-    if (!credentials.token) return;
-    keep(credentials);
-    showInAddress(credentials.session);
-  }, [credentials]);
-  const signOut = useCallback((why: string) => {
-    forget();
-    setProblem(why);
-    if (!why) showInAddress("");
-    setCredentials((old) => ({ token: "", session: why ? old.session : "" }));
-  }, []);
-  const signIn = (given: Credentials) => {
-    setProblem("");
-    setCredentials(given);
-  };
-  const onUnauthorized = useCallback(() => signOut(texts.unauthorized), [signOut, texts]);
-  const look = <Look preferences={preferences} onChange={setPreferences} />;
-  const { token, session } = credentials;
   return (
     <LanguageContext value={preferences.language}>
       <Notice>
-        {token ? (
-          <SignedIn
-            credentials={credentials}
-            baseUrl={baseUrl}
-            look={look}
-            onChoose={(chosen) => setCredentials({ token, session: chosen })}
-            onSignOut={() => signOut("")}
-            onUnauthorized={onUnauthorized}
-          />
-        ) : (
-          <>
-            <header className="top">
-              <h1>{texts.title}</h1>
-              {look}
-            </header>
-            <SignIn key={session} session={session} problem={problem} onSignIn={signIn} />
-          </>
-        )}
+        <Console baseUrl={baseUrl} look={<Look preferences={preferences} onChange={setPreferences} />} />
       </Notice>
     </LanguageContext>
+  );
+}
+
+function Console({ baseUrl, look }: { baseUrl: string; look: ReactNode }) {
+  const texts = useTexts();
+  const { credentials, problem, signIn, signOut } = useCredentials();
+  const onUnauthorized = useCallback(() => signOut(texts.unauthorized), [signOut, texts]);
+  const { token, session } = credentials;
+  if (token) {
+    return (
+      <SignedIn
+        credentials={credentials}
+        baseUrl={baseUrl}
+        look={look}
+        onChoose={(chosen) => signIn({ token, session: chosen })}
+        onSignOut={() => signOut("")}
+        onUnauthorized={onUnauthorized}
+      />
+    );
+  }
+  return (
+    <>
+      <header className="top">
+        <h1>{texts.title}</h1>
+        {look}
+      </header>
+      <SignIn key={session} session={session} problem={problem} onSignIn={signIn} />
+    </>
   );
 }
 
 interface SignedInProps {
   readonly credentials: Credentials;
   readonly baseUrl: string;
-  readonly look: React.ReactNode;
+  readonly look: ReactNode;
   readonly onChoose: (session: string) => void;
   readonly onSignOut: () => void;
   readonly onUnauthorized: () => void;
@@ -87,8 +70,7 @@ function SignedIn({ credentials, baseUrl, look, onChoose, onSignOut, onUnauthori
   const { token, session } = credentials;
   const ask = useMemo(() => asker(token, baseUrl), [token, baseUrl]);
   const base = new URL(baseUrl, location.href).href;
-  const onOpenRequests = useOpenRequests(texts.title, session);
-  const follower = useFollower(session, token, baseUrl, onOpenRequests);
+  const follower = useFollower(session, token, baseUrl, useOpenRequests(session));
   return (
     <>
       <button type="button" className="skip" onClick={toRequests}>
@@ -105,11 +87,10 @@ function SignedIn({ credentials, baseUrl, look, onChoose, onSignOut, onUnauthori
       </header>
       <main className="work">
         <Sessions ask={ask} chosen={session} onChoose={onChoose} onUnauthorized={onUnauthorized} />
-        {follower ? (
+        {follower && (
           <Session key={session} follower={follower} ask={ask} base={base} onUnauthorized={onUnauthorized} />
-        ) : (
-          <p className="muted choose">{session ? "" : texts.choose}</p>
         )}
+        {!session && <p className="muted choose">{texts.choose}</p>}
       </main>
     </>
   );
@@ -121,7 +102,8 @@ function toRequests(): void {
 }
 
 /** Say in the tab's title how many requests wait, also while the tab is hidden. */
-function useOpenRequests(title: string, session: string): (count: number) => void {
+function useOpenRequests(session: string): (count: number) => void {
+  const { title } = useTexts();
   const [count, setCount] = useState(0);
   const name = [visible(session), title].filter(Boolean).join(" · ");
   useEffect(() => {
@@ -132,6 +114,7 @@ function useOpenRequests(title: string, session: string): (count: number) => voi
 
 function Look({ preferences, onChange }: { preferences: Preferences; onChange: (preferences: Preferences) => void }) {
   const texts = TEXTS[preferences.language];
+  const other = preferences.language === "zh" ? "en" : "zh";
   return (
     <div className="look">
       <select
@@ -148,10 +131,10 @@ function Look({ preferences, onChange }: { preferences: Preferences; onChange: (
       <button
         type="button"
         className="small"
-        lang={preferences.language === "zh" ? "en" : "zh-CN"}
-        onClick={() => onChange({ ...preferences, language: preferences.language === "zh" ? "en" : "zh" })}
+        lang={other === "zh" ? "zh-CN" : "en"}
+        onClick={() => onChange({ ...preferences, language: other })}
       >
-        {preferences.language === "zh" ? "English" : "中文"}
+        {other === "zh" ? "中文" : "English"}
       </button>
     </div>
   );

@@ -1,6 +1,6 @@
 // The events: filter and search above, the list, and the one that is looked at below.
 
-import { useEffect, useRef, useState } from "react";
+import { type KeyboardEvent, useEffect, useRef, useState } from "react";
 import { visible } from "../src/text.js";
 import { saveFile } from "./clipboard.js";
 import { EventList, indexOf } from "./events.js";
@@ -29,18 +29,27 @@ interface Props {
 
 export function Browse({ follower, filter, onFilter, streamCommand }: Props) {
   const [chosen, setChosen] = useState<Entry | null>(null);
+  const list = useRef<HTMLDivElement>(null);
   useEffect(() => follower.setFilter(filter), [follower, filter]);
   const move = (by: -1 | 1) => {
     const { shown } = follower.rows;
     const next = chosen && shown[indexOf(shown, chosen.seq) + by];
     if (next) setChosen(next);
   };
+  const close = () => {
+    setChosen(null);
+    list.current?.focus();
+  };
+  const onKeyDown = (event: KeyboardEvent) => {
+    if (event.key === "Escape" && chosen && !(event.target instanceof HTMLInputElement)) close();
+  };
   return (
-    <div className="browse">
+    // biome-ignore lint/a11y/noStaticElementInteractions: Escape closes what is open in it, wherever the focus is
+    <div className="browse" onKeyDown={onKeyDown}>
       <FilterBar follower={follower} filter={filter} onFilter={onFilter} />
       <ListBar follower={follower} streamCommand={streamCommand} />
-      <EventList key={JSON.stringify(filter)} follower={follower} chosen={chosen} onChoose={setChosen} />
-      {chosen && <Inspector entry={chosen} onMove={move} onClose={() => setChosen(null)} />}
+      <EventList key={JSON.stringify(filter)} box={list} follower={follower} chosen={chosen} onChoose={setChosen} />
+      {chosen && <Inspector entry={chosen} onMove={move} onClose={close} />}
     </div>
   );
 }
@@ -121,11 +130,10 @@ function ListBar({ follower, streamCommand }: { follower: Follower; streamComman
   const texts = useTexts();
   useVersion(follower);
   const { rows, log, sessionId } = follower;
-  const waiting = rows.paused ? rows.unseen : 0;
   const state = [
     texts.shown(rows.shown.length, log.entries.length),
-    !rows.paused && rows.unseen > 0 ? texts.searching : "",
-    waiting > 0 ? texts.waiting(waiting) : "",
+    rows.searching ? texts.searching : "",
+    rows.held > 0 ? texts.waiting(rows.held) : "",
     log.dropped > 0 ? texts.gone(log.dropped) : "",
   ];
   const save = () => saveFile(`${sessionId.replaceAll(":", "_")}.ndjson`, ndjson(rows.shown), "application/x-ndjson");

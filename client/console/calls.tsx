@@ -35,7 +35,8 @@ export function Calls({ follower, onShowEvents, cancelCommand }: Props) {
   const calls = useMemo(() => [...view.calls.values()].reverse(), [view.calls]);
   const running = calls.some((call) => !isEnded(call));
   const now = serviceNow(view, useNow(running));
-  const span = spanOf(calls, running ? now : null);
+  const { from, to } = spanOf(calls, running ? now : null);
+  const span = useMemo(() => ({ from, to }), [from, to]); // the same until it moves: rows are drawn for nothing else
   return (
     <section aria-labelledby="calls-title">
       <h3 id="calls-title">
@@ -144,6 +145,7 @@ function CancelButton({ call, follower }: { call: ToolCall; follower: Follower }
   const say = useSay();
   const [busy, setBusy] = useState(false);
   const cancel = async () => {
+    if (busy) return;
     setBusy(true);
     try {
       const { status } = await follower.cancelCall(call.id);
@@ -157,7 +159,7 @@ function CancelButton({ call, follower }: { call: ToolCall; follower: Follower }
     <button
       type="button"
       className="small"
-      disabled={busy}
+      aria-disabled={busy}
       onClick={cancel}
       aria-label={texts.cancelCall(visible(call.tool))}
     >

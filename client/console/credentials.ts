@@ -1,50 +1,52 @@
-// The token and the session: taken from the URL's fragment, kept in this tab only, never put into a URL.
+// Who is signed in, and to which session. The token is kept in this tab only, and never put into a URL.
+
+import { useCallback, useEffect, useState } from "react";
+import { type Credentials, readFragment, showInAddress } from "./fragment.js";
 
 const STORE = "agent-sse-console";
 
-/** What the console works with; a session may be chosen later. */
-export interface Credentials {
-  readonly token: string;
-  readonly session: string;
-}
-
-/** What the fragment says, `#session=s1&token=…`; empty where it says nothing. */
-export function readFragment(hash: string): Credentials {
-  const fragment = new URLSearchParams(hash.slice(1));
-  return { token: fragment.get("token") ?? "", session: fragment.get("session") ?? "" };
-}
-
-/** Return the fragment that links to a session, without any token; empty without a session. */
-export function fragmentOf(session: string): string {
-  return session ? `#${new URLSearchParams({ session })}` : "";
-}
-
-/** Put the session into the address bar, in place of whatever its fragment said. */
-export function showInAddress(session: string): void {
-  history.replaceState(null, "", location.pathname + location.search + fragmentOf(session));
+/** The credentials, why they are asked for again (empty: at first), and how to change them. */
+export function useCredentials() {
+  const [credentials, setCredentials] = useState(begin);
+  const [problem, setProblem] = useState("");
+  useEffect(() => {
+    const onHash = () => {
+      const said = readFragment(location.hash);
+      if (said.token || said.session) setCredentials(begin());
+    };
+    addEventListener("hashchange", onHash);
+    return () => removeEventListener("hashchange", onHash);
+  }, []);
+  useEffect(() => {
+    if (!credentials.token) return;
+    sessionStorage.setItem(STORE, JSON.stringify(credentials));
+    showInAddress(credentials.session);
+  }, [credentials]);
+  const signIn = useCallback((given: Credentials) => {
+    setProblem("");
+    setCredentials(given);
+  }, []);
+  const signOut = useCallback((why: string) => {
+    sessionStorage.removeItem(STORE);
+    if (!why) showInAddress("");
+    setProblem(why);
+    setCredentials((old) => ({ token: "", session: why ? old.session : "" }));
+  }, []);
+  return { credentials, problem, signIn, signOut };
 }
 
 /**
  * Take what the fragment says, and take a token out of the address bar at once; what it leaves out is what this tab
- * kept. Without any token the `token` is empty: somebody has to sign in.
+ * kept. Without any token somebody has to sign in.
  */
-export function begin(): Credentials {
+function begin(): Credentials {
   const said = readFragment(location.hash);
-  if (said.token) showInAddress(said.session);
+  if (said.token) {
+    showInAddress(said.session);
+    return said; // another token's session is not taken along: it may be somebody else's
+  }
   const kept = readKept();
-  // Another token's session is not taken along: it may be somebody else's.
-  if (said.token) return said;
   return { token: kept.token, session: said.session || kept.session };
-}
-
-/** Keep both for as long as this tab lives, reloads included. */
-export function keep(credentials: Credentials): void {
-  sessionStorage.setItem(STORE, JSON.stringify(credentials));
-}
-
-/** Forget what this tab kept. */
-export function forget(): void {
-  sessionStorage.removeItem(STORE);
 }
 
 function readKept(): Credentials {
@@ -53,7 +55,7 @@ function readKept(): Credentials {
     const { token = "", session = "" } = kept as Partial<Credentials>;
     return { token: String(token), session: String(session) };
   } catch {
-    forget(); // not ours, or cut off: the form asks again
+    sessionStorage.removeItem(STORE); // not ours, or cut off: the form asks again
     return { token: "", session: "" };
   }
 }

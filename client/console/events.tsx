@@ -1,61 +1,51 @@
 // The list of events: only the rows that are seen are in the page, however many there are. One is chosen at a time.
 
 import { useVirtualizer } from "@tanstack/react-virtual";
-import { type KeyboardEvent, useLayoutEffect, useRef, useState } from "react";
+import { type KeyboardEvent, type RefObject, useLayoutEffect, useState } from "react";
 import type { Follower } from "./follower.js";
 import { useVersion } from "./hooks.js";
 import type { Entry } from "./log.js";
 import { summaryOf } from "./summary.js";
 import { useTexts } from "./texts.js";
-import { clock } from "./time.js";
+import { clock, timeOfId } from "./time.js";
 
-export const ROW = 30; // pixels, as the style sheet has it
+const ROW = 30; // pixels, as the style sheet has it
 const NEAR_END = 8; // pixels from the end that still count as the end
 
 interface Props {
   readonly follower: Follower;
+  /** Gets the element that scrolls, and has the focus. */
+  readonly box: RefObject<HTMLDivElement | null>;
   readonly chosen: Entry | null;
   readonly onChoose: (entry: Entry) => void;
 }
 
-export function EventList({ follower, chosen, onChoose }: Props) {
+export function EventList({ follower, box, chosen, onChoose }: Props) {
   const texts = useTexts();
   useVersion(follower);
-  const { rows, log } = follower;
-  const count = rows.shown.length;
-  const scroller = useRef<HTMLDivElement>(null);
+  const { shown } = follower.rows;
+  const place = chosen === null ? -1 : indexOf(shown, chosen.seq);
   const [atEnd, setAtEnd] = useState(true);
-  const virtualizer = useVirtualizer({
-    count,
-    getScrollElement: () => scroller.current,
-    estimateSize: () => ROW,
-    overscan: 12,
-  });
-  useStayInPlace(follower, scroller, atEnd);
-  const place = chosen === null ? -1 : indexOf(rows.shown, chosen.seq);
-  // biome-ignore lint/correctness/useExhaustiveDependencies: only when another one is chosen
-  useLayoutEffect(() => {
-    if (scroller.current && place >= 0) scrollTo(scroller.current, place);
-  }, [chosen]);
+  useStayInPlace(follower, box, atEnd);
+  useShowChosen(box, chosen, place);
   const choose = (entry: Entry) => {
     setAtEnd(false); // what is looked at stays in sight
     onChoose(entry);
   };
   const onKeyDown = (event: KeyboardEvent) => {
-    const next = target(event.key, place, count);
-    const entry = next === null ? undefined : rows.shown[next];
+    const entry = shown[target(event.key, place, shown.length) ?? -1];
     if (entry === undefined) return;
     event.preventDefault();
     choose(entry);
   };
   const onScroll = () => {
-    const box = scroller.current;
-    if (box) setAtEnd(box.scrollHeight - box.scrollTop - box.clientHeight <= NEAR_END);
+    const { scrollHeight, scrollTop, clientHeight } = box.current ?? document.body;
+    setAtEnd(scrollHeight - scrollTop - clientHeight <= NEAR_END);
   };
   return (
     <div className="list">
       <div
-        ref={scroller}
+        ref={box}
         className="events"
         role="listbox"
         tabIndex={0}
@@ -64,20 +54,13 @@ export function EventList({ follower, chosen, onChoose }: Props) {
         onKeyDown={onKeyDown}
         onScroll={onScroll}
       >
-        <div role="presentation" className="all" style={{ height: virtualizer.getTotalSize() }}>
-          {virtualizer.getVirtualItems().map(({ index, start }) => {
-            const entry = rows.shown[index];
-            if (entry === undefined) return null;
-            const at = { start, index, count };
-            return (
-              <EventRow key={entry.seq} entry={entry} at={at} chosen={entry.seq === chosen?.seq} onChoose={choose} />
-            );
-          })}
-        </div>
+        <SeenRows shown={shown} box={box} chosen={chosen} onChoose={choose} />
       </div>
-      {count === 0 && <p className="muted empty">{log.entries.length > 0 ? texts.noMatch : texts.noEvents}</p>}
-      {!atEnd && count > 0 && (
-        <button type="button" className="small to-end" onClick={() => scroller.current?.scrollTo({ top: count * ROW })}>
+      {shown.length === 0 && (
+        <p className="muted empty">{follower.log.entries.length > 0 ? texts.noMatch : texts.noEvents}</p>
+      )}
+      {!atEnd && shown.length > 0 && (
+        <button type="button" className="small to-end" onClick={() => setAtEnd(true)}>
           {texts.toEnd}
         </button>
       )}
@@ -85,23 +68,52 @@ export function EventList({ follower, chosen, onChoose }: Props) {
   );
 }
 
-/** Scroll as little as shows a whole row. */
-function scrollTo(box: HTMLElement, place: number): void {
-  const top = place * ROW;
-  box.scrollTop = Math.min(top, Math.max(box.scrollTop, top + ROW - box.clientHeight));
-}
-
 /** At the end stay at the end; elsewhere stay with the rows that are read, though older ones go from the top. */
-function useStayInPlace(follower: Follower, scroller: { current: HTMLDivElement | null }, atEnd: boolean): void {
+function useStayInPlace(follower: Follower, box: Props["box"], atEnd: boolean): void {
   const { version, rows } = follower;
   // biome-ignore lint/correctness/useExhaustiveDependencies: with each drawing of the list
   useLayoutEffect(() => {
-    const box = scroller.current;
     const dropped = follower.takeDropped();
-    if (box === null || rows.paused) return;
-    if (atEnd) box.scrollTop = box.scrollHeight;
-    else if (dropped > 0) box.scrollTop = Math.max(0, box.scrollTop - dropped * ROW);
+    if (box.current === null || rows.paused) return;
+    if (atEnd) box.current.scrollTop = box.current.scrollHeight;
+    else if (dropped > 0) box.current.scrollTop = Math.max(0, box.current.scrollTop - dropped * ROW);
   }, [version, atEnd]);
+}
+
+/** Scroll as little as shows the whole row of another one that is chosen. */
+function useShowChosen(box: Props["box"], chosen: Entry | null, place: number): void {
+  // biome-ignore lint/correctness/useExhaustiveDependencies: only when another one is chosen
+  useLayoutEffect(() => {
+    if (box.current === null || place < 0) return;
+    const { scrollTop, clientHeight } = box.current;
+    box.current.scrollTop = Math.min(place * ROW, Math.max(scrollTop, (place + 1) * ROW - clientHeight));
+  }, [chosen]);
+}
+
+interface SeenRowsProps extends Pick<Props, "box" | "chosen" | "onChoose"> {
+  readonly shown: readonly Entry[];
+}
+
+function SeenRows({ shown, box, chosen, onChoose }: SeenRowsProps) {
+  const count = shown.length;
+  const virtualizer = useVirtualizer({
+    count,
+    getScrollElement: () => box.current,
+    estimateSize: () => ROW,
+    overscan: 12,
+  });
+  return (
+    <div role="presentation" className="all" style={{ height: count * ROW }}>
+      {virtualizer.getVirtualItems().map(({ index, start }) => {
+        const entry = shown[index];
+        if (entry === undefined) return null;
+        const at = { start, index, count };
+        return (
+          <EventRow key={entry.seq} entry={entry} at={at} chosen={entry.seq === chosen?.seq} onChoose={onChoose} />
+        );
+      })}
+    </div>
+  );
 }
 
 interface RowProps {
@@ -126,7 +138,7 @@ function EventRow({ entry, at, chosen, onChoose }: RowProps) {
       style={{ transform: `translateY(${at.start}px)` }}
       onClick={() => onChoose(entry)}
     >
-      <time>{clock(entry.at)}</time>
+      <time>{clock(timeOfId(entry.id) || entry.at)}</time>
       <span className="kind">{entry.type}</span>
       <span className="what">{summaryOf(entry)}</span>
     </div>

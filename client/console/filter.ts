@@ -29,16 +29,38 @@ export class Rows {
   /** Never changed in place from outside; the same array until the filter changes. */
   shown: Entry[] = [];
   filter = EVERYTHING;
-  /** While true `advance` does nothing, and what is shown stays though the log goes on. */
-  paused = false;
   #needle = "";
   #cursor = 0;
+  /** `seq` of the first entry that is not shown for a pause. */
+  #until = Number.POSITIVE_INFINITY;
 
   constructor(readonly log: EventLog) {}
 
-  /** How many of the kept entries were not looked at yet. */
-  get unseen(): number {
-    return this.log.next - Math.max(this.#cursor, this.log.first);
+  get paused(): boolean {
+    return this.#until !== Number.POSITIVE_INFINITY;
+  }
+
+  /** How many entries came since the pause began. */
+  get held(): number {
+    return Math.max(0, this.log.next - this.#until);
+  }
+
+  /** Whether there are entries to be looked at. */
+  get searching(): boolean {
+    return Math.max(this.#cursor, this.log.first) < this.#end;
+  }
+
+  get #end(): number {
+    return Math.min(this.log.next, this.#until);
+  }
+
+  /** Show nothing that comes from now on, and keep what is shown though the log drops it. */
+  pause(): void {
+    this.#until = this.log.next;
+  }
+
+  resume(): void {
+    this.#until = Number.POSITIVE_INFINITY;
   }
 
   setFilter(filter: Filter): void {
@@ -46,11 +68,11 @@ export class Rows {
     this.#needle = filter.text.toLowerCase();
     this.shown = [];
     this.#cursor = this.log.first;
-    this.paused = false;
   }
 
-  /** Forget what was shown; what comes next is shown. */
+  /** Forget what was shown, and a pause; what comes next is shown. */
   restart(): void {
+    this.resume();
     this.setFilter(this.filter);
   }
 
@@ -59,12 +81,11 @@ export class Rows {
    * came to the end; `dropped` says how many rows went from the top.
    */
   advance(budget = SLICE, now: () => number = () => performance.now()): { done: boolean; dropped: number } {
-    if (this.paused) return { done: true, dropped: 0 };
-    const dropped = this.#drop();
+    const dropped = this.paused ? 0 : this.#drop();
     const until = now() + budget;
     let read = 0;
     this.#cursor = Math.max(this.#cursor, this.log.first);
-    while (this.#cursor < this.log.next) {
+    while (this.searching) {
       const entry = this.log.entries[this.#cursor - this.log.first];
       if (entry === undefined) break;
       if (matches(entry, this.filter, this.#needle)) this.shown.push(entry);
@@ -75,7 +96,7 @@ export class Rows {
         if (now() > until) break;
       }
     }
-    return { done: this.#cursor >= this.log.next, dropped };
+    return { done: !this.searching, dropped };
   }
 
   #drop(): number {

@@ -1,12 +1,14 @@
 // One followed session: the components' store, and the events kept of it. Tells React at most once per animation frame,
 // so never while the tab is hidden.
 
-import { type SessionStore, type Shared, sessionStore } from "../src/react/store.js";
+import { SessionStore, type Shared } from "../src/react/store.js";
 import type { Answer, AnswerResult, ReceivedEvent } from "../src/types.js";
 import { type Filter, Rows } from "./filter.js";
 import { EventLog } from "./log.js";
 
-const MAX_REQUESTS = 1000; // remembered, so as not to list their repeats
+const FROM_THE_START = "0-0"; // all that the service still has; where that is not everything, a reset and a snapshot
+
+let made = 0;
 
 export class Follower {
   readonly log = new EventLog();
@@ -17,7 +19,6 @@ export class Follower {
   shared: Shared;
   #dropped = 0;
   #frame = 0;
-  readonly #requests = new Set<unknown>();
   readonly #store: SessionStore;
   readonly #listeners = new Set<() => void>();
   readonly #stops: (() => void)[];
@@ -31,10 +32,13 @@ export class Follower {
     baseUrl: string,
     readonly onOpenRequests: (count: number) => void,
   ) {
-    // A console that is left open comes back after any outage.
-    const options = { baseUrl, shareTabs: true, maxReconnectAttempts: Number.POSITIVE_INFINITY };
-    this.#store = sessionStore(sessionId, token, options);
-    this.#store.renew(token, undefined);
+    // A store of its own: one that was left shortly before would have the calls, and the log none of their events.
+    this.#store = new SessionStore(`console ${++made}`, sessionId, token, {
+      baseUrl,
+      shareTabs: true,
+      lastEventId: FROM_THE_START,
+      maxReconnectAttempts: Number.POSITIVE_INFINITY, // a console that is left open comes back after any outage
+    });
     this.shared = this.#store.snapshot();
     const stopEvents = this.#store.client.on("event", (event) => this.#receive(event));
     this.#stops = [stopEvents, this.#store.subscribe(() => this.#changed())];
@@ -76,7 +80,8 @@ export class Follower {
 
   /** While paused the list stays as it is; what arrives is kept and shown afterwards. */
   pause(paused: boolean): void {
-    this.rows.paused = paused;
+    if (paused) this.rows.pause();
+    else this.rows.resume();
     this.#draw();
   }
 
@@ -95,20 +100,11 @@ export class Follower {
   }
 
   #receive(event: ReceivedEvent): void {
-    if (event.type === "heartbeat" || this.#isRepeat(event)) return;
+    if (event.type === "heartbeat") return;
+    // Before anything was seen a reset tells of no gap in it: the session is older than its history.
+    if (event.type === "stream_reset" && this.log.next === 0) this.#store.dismiss();
     this.log.append(event, Date.now());
     this.#draw();
-  }
-
-  // An open request is sent again, without an id, with each heartbeat.
-  #isRepeat(event: ReceivedEvent): boolean {
-    if (event.type === "stream_reset") this.#requests.clear();
-    if (event.type !== "permission_request") return false;
-    const { request_id: id } = event.data as { request_id?: unknown };
-    const known = this.#requests.has(id);
-    this.#requests.add(id);
-    if (this.#requests.size > MAX_REQUESTS) this.#requests.delete(this.#requests.values().next().value);
-    return known && event.id === null;
   }
 
   #changed(): void {

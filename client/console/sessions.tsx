@@ -9,6 +9,8 @@ import type { Ask } from "./service.js";
 import { useTexts } from "./texts.js";
 import { dateTime, timeOfId } from "./time.js";
 
+const SHOWN = 200;
+
 interface Row {
   readonly session_id: string;
   readonly last_event_id: string | null;
@@ -47,10 +49,11 @@ export function Sessions({ ask, chosen, onChoose, onUnauthorized }: Props) {
       {error && <p className="problem">{texts.failed(visible(error.message))}</p>}
       {rows?.length === 0 && <p className="muted">{texts.noSessions}</p>}
       <ul>
-        {sorted(rows ?? []).map((row) => (
+        {sorted(rows ?? [], chosen).map((row) => (
           <SessionRow key={row.session_id} row={row} chosen={row.session_id === chosen} onChoose={onChoose} />
         ))}
       </ul>
+      {rows && rows.length > SHOWN && <p className="muted">{texts.moreSessions(rows.length - SHOWN)}</p>}
     </nav>
   );
 }
@@ -68,8 +71,9 @@ function SessionRow({ row, chosen, onChoose }: { row: Row; chosen: boolean; onCh
   );
 }
 
-/** Those with the latest events first. */
-function sorted(rows: readonly Row[]): Row[] {
+/** The chosen one and those with the latest events, these first. */
+function sorted(rows: readonly Row[], chosen: string): Row[] {
   const time = (row: Row) => timeOfId(row.last_event_id) || 0;
-  return [...rows].sort((one, other) => time(other) - time(one) || one.session_id.localeCompare(other.session_id));
+  const all = [...rows].sort((one, other) => time(other) - time(one) || one.session_id.localeCompare(other.session_id));
+  return all.filter((row, place) => place < SHOWN || row.session_id === chosen);
 }

@@ -1,7 +1,7 @@
 // The form that asks for a token where neither the URL nor the tab has one. What is typed goes nowhere but to the service.
 
 import { type FormEvent, useState } from "react";
-import type { Credentials } from "./credentials.js";
+import type { Credentials } from "./fragment.js";
 import { useTexts } from "./texts.js";
 
 interface Props {
