@@ -183,6 +183,8 @@ function withError(view: SessionView, _data: Data, event: ReceivedEvent): Sessio
   const data: unknown = event.data;
   const fields = isObject(data) ? data : {};
   const error = { code: text(fields.code), message: text(fields.message) };
+  // Without an id it says why the stream ends, which is the connection's matter: a renewed token alarms nobody.
+  if (event.id === null && error.code !== "session_closed") return view;
   // Its requests went with it.
   return error.code === "session_closed" ? { ...view, error, requests: [], closed: true } : { ...view, error };
 }

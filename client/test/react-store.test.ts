@@ -136,6 +136,18 @@ describe("a session's store", () => {
     await until(one, () => one.snapshot().connection.phase === "open");
     expect([service.tokens.at(-1), shown(one)]).toEqual([renewed, ["pr_1"]]);
   });
+
+  test("asks the provider of one component also when another one gives none", async () => {
+    const one = store();
+    await until(one, () => shown(one).length === 1);
+    const renewed = token("alice", "renewed");
+    one.renew(token("alice"), async () => renewed);
+    one.renew(token("alice"), undefined);
+    service.refused.add(token("alice"));
+    const [next] = [once(service.server, "stream"), service.streams[0]?.end()];
+    await next;
+    expect(service.tokens.at(-1)).toBe(renewed);
+  });
 });
 
 describe("an answer", () => {

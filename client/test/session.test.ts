@@ -249,6 +249,12 @@ describe("the stream", () => {
     expect([view.calls === before.calls, view.requests === before.requests]).toEqual([true, true]);
   });
 
+  test("an error that only ends a stream is the connection's, not the session's", () => {
+    const before = viewOf(request("1"));
+    const view = reduceSession(before, event("error", { code: "token_expired", message: "connect again" }, null));
+    expect([view.error, view.closed, open(view)]).toEqual([null, false, ["1"]]);
+  });
+
   test("an error is kept until it is put away; a closed session has no requests", () => {
     const view = viewOf(request("1"), event("error", { code: "model_unavailable", message: "later" }));
     const closed = reduceSession(view, event("error", { code: "session_closed", message: "closed" }));

@@ -105,9 +105,12 @@ export class SessionStore {
     }, delay);
   }
 
-  /** Go on with another token of the same subject; a connection that ended for want of one begins anew. */
+  /**
+   * Go on with another token of the same subject; a connection that ended for want of one begins anew. A component
+   * without a `provider` leaves that of the others.
+   */
   renew(token: string, provider: ClientOptions["tokenProvider"]): void {
-    this.#provider = provider;
+    this.#provider = provider ?? this.#provider;
     if (token === this.#token) return;
     this.#token = token;
     const { phase, error } = this.client.state;

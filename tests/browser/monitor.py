@@ -1,0 +1,76 @@
+"""The package's component as a test sees it: its cards, buttons and words by what a user or a screen reader finds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from playwright.async_api import Locator
+
+from browser.tabs import Room, Tab
+from harness import make_token
+
+
+class Monitor:
+    """`MCPToolMonitor` on a page. ``tab`` is its page."""
+
+    def __init__(self, tab: Tab, session: str) -> None:
+        self.tab = tab
+        self.page = tab.page
+        self.session = session
+
+    def card(self, tool: str) -> Locator:
+        return self.page.get_by_role("article", name=f"Permission request: {tool}", exact=True)
+
+    def button(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def call(self, call_id: str) -> Locator:
+        return self.page.locator(f'[data-call="{call_id}"]')
+
+    async def steady(self, tool: str) -> Locator:
+        """Wait for the tool's card, until it takes an answer."""
+        card = self.card(tool)
+        await card.and_(self.page.locator("[data-steady=true]")).wait_for()
+        return card
+
+    async def press(self, name: str, tool: str) -> None:
+        """Press a button of the tool's card once that takes it: ``Approve``, ``Deny``, ``Edit parameters of``."""
+        await self.steady(tool)
+        await self.button(f"{name} {tool}").click()
+
+    async def edit(self, tool: str, parameters: str) -> None:
+        """Open the tool's editor and put a JSON text into it."""
+        await self.press("Edit parameters of", tool)
+        await self.page.get_by_role("textbox", name=f"New parameters of {tool}, as JSON").fill(parameters)
+
+    async def outcome(self, outcome: str, text: str) -> None:
+        """Wait until the last decisions tell of one, with its whole text."""
+        await self.page.locator(f'[data-outcome="{outcome}"]').get_by_text(text, exact=True).wait_for()
+
+    async def connected(self, words: str = "Connected") -> None:
+        await self.page.locator(".connection-status[data-phase=open]").get_by_text(words, exact=True).wait_for()
+
+    async def status(self, call_id: str, status: str) -> None:
+        """Wait for a call's status."""
+        await self.call(call_id).locator(f'.agent-sse-status[data-status="{status}"]').wait_for()
+
+    async def focused(self) -> str:
+        """What has the focus: its role or element and its name, text or label."""
+        script = """() => {
+            const node = document.activeElement;
+            const named = node.getAttribute('aria-label') ?? node.closest('label')?.textContent.trim();
+            return `${node.localName}: ${named ?? node.textContent.trim()}`;
+        }"""
+        return str(await self.tab.do(f"({script})()"))
+
+
+async def show(
+    room: Room, session: str, *, token: str | None = None, parts: str = "", wait: bool = True, **props: Any
+) -> Monitor:
+    """Open the component in a new tab, in English unless ``language`` says otherwise, and wait until it is connected."""
+    fragment = {"session": session, "token": token or make_token(session), "with": parts, "props": json.dumps(props)}
+    monitor = Monitor(await room.open("component", fragment), session)
+    if wait:
+        await monitor.page.locator(".connection-status[data-phase=open]").wait_for()
+    return monitor
