@@ -1,7 +1,7 @@
 // The public client: the guide's class with typed listeners and an async iterator. What a listener does never disturbs
 // the stream, and a token never leaves the Authorization header.
 
-import { keepConnected, type Link } from "./connection.js";
+import { keepConnected } from "./connection.js";
 import { AgentSSEError, asError } from "./errors.js";
 import type {
   EventData,
@@ -13,9 +13,10 @@ import type {
   ToolResult,
   ToolStatus,
 } from "./events.js";
-import { claimsOf, makeHttp } from "./http.js";
+import { makeHttp } from "./http.js";
 import { makeInbox } from "./inbox.js";
-import { shareConnection } from "./tabs.js";
+import { type Link, type Scope, within } from "./link.js";
+import { claimsOf, shareConnection } from "./tabs.js";
 import type { Answer, AnswerResult, ClientEvents, ClientOptions, ConnectionState, ReceivedEvent } from "./types.js";
 
 const BACKLOG = 10_000; // events that an iterator holds for its reader
@@ -44,9 +45,8 @@ export class SSEClient {
   declare onMaxReconnectAttemptsReached?: () => void;
 
   #link: Link;
-  #listeners = new Map<string, Set<Listener>>();
+  #target = new EventTarget(); // it isolates listeners: what one throws is reported, and disturbs nobody
   #life = new AbortController(); // from connect() to the end
-  #state: ConnectionState = { phase: "idle", via: null, attempt: 0, retryAt: null, lastByteAt: null, error: null };
   #answer: { key: string; sent: Promise<boolean> } | undefined;
 
   /**
@@ -54,29 +54,48 @@ export class SSEClient {
    * @param token a JWT; may be empty where `options.tokenProvider` gives them
    */
   constructor(sessionId: string, token: string, options: ClientOptions = {}) {
-    const { baseUrl = "/agent_backend/api/sse", tokenProvider, lastEventId = null } = options;
-    const state = () => this.#state;
+    const {
+      baseUrl = "/agent_backend/api/sse",
+      tokenProvider,
+      lastEventId = null,
+      heartbeatInterval = 15_000,
+    } = options;
     const link: Link = {
       http: makeHttp(baseUrl, token, tokenProvider),
       session: encodeURIComponent(sessionId),
       options,
       inbox: makeInbox(lastEventId, (event, previous) => {
         link.relay?.(event, previous);
-        this.#deliver(event);
+        this.#emit("event", event);
+        this.#emit(event.type, event.data, event);
       }),
-      get state() {
-        return state();
+      state: { phase: "idle", via: null, attempt: 0, retryAt: null, lastByteAt: null, error: null },
+      beat: heartbeatInterval,
+      set: (change) => {
+        const before = link.state;
+        link.state = { ...before, ...change };
+        if (shownOf(before) === shownOf(link.state)) return;
+        link.relay?.();
+        this.#emit("state", link.state);
+        if (link.state.phase === "open" && before.phase !== "open") this.#target.dispatchEvent(new Event("open"));
       },
-      beat: options.heartbeatInterval ?? 15_000,
-      wake() {},
-      set: (change) => this.#set(change),
     };
     this.#link = link;
+    this.#target.addEventListener("open", (event) => this.onConnectionOpen?.(event));
+    this.on("event", ({ type, data }) => {
+      const { timestamp, message } = data as { timestamp?: unknown; message?: unknown };
+      const values: Record<string, unknown> = { heartbeat: timestamp, error: message };
+      (this as unknown as Record<string, Listener | undefined>)[callbackOf(type)]?.(values[type] ?? data);
+    });
+    this.on("end", (error) => {
+      if (error) this.onError?.(error.message);
+      if (error?.code === "max_attempts") this.onMaxReconnectAttemptsReached?.();
+    });
   }
 
   /** Where the connection stands; a new object whenever it changes. */
   get state(): ConnectionState {
-    return this.#state;
+    return this.#link.state;
   }
 
   /** The id of the last event, `"<ms>-<seq>"`: where the next connection goes on. */
@@ -86,104 +105,61 @@ export class SSEClient {
 
   /** Connect, anew if it is connected. */
   connect(): void {
+    const link = this.#link;
     this.#life.abort();
     this.#life = new AbortController();
     const { signal } = this.#life;
-    let run = this.#start();
-    const notice = ({ type, persisted }: Event & { persisted?: boolean }) => {
-      if (type === "pagehide")
-        run.abort(); // no page with a connection is kept for coming back to
-      else if (type === "online" || persisted || document.visibilityState === "visible") {
-        if (run.signal.aborted) run = this.#start();
-        else this.#link.wake();
+    let run: Scope;
+
+    const start = async () => {
+      run = within(signal);
+      const own = run;
+      link.set({ phase: "connecting", via: null, attempt: 0, retryAt: null, error: null });
+      try {
+        await follow(link, own.signal);
+      } catch (thrown) {
+        if (own.signal.aborted) return;
+        const error = asError(thrown);
+        own.end();
+        if (error.code !== "max_attempts") this.#life.abort();
+        link.set({ phase: "ended", via: null, retryAt: null, error });
+        this.#emit("end", error);
       }
     };
-    for (const type of ["online", "visibilitychange", "pagehide", "pageshow"]) {
+    const notice = ({ type, persisted }: Event & { persisted?: boolean }) => {
+      if (type === "pagehide")
+        run.end(); // no page with a connection is kept for coming back to
+      else if (type === "offline") link.drop?.();
+      else if (type === "online" || persisted || document.visibilityState === "visible") {
+        if (run.signal.aborted) start();
+        else link.wake?.();
+      }
+    };
+    start();
+    for (const type of ["online", "offline", "visibilitychange", "pagehide", "pageshow"]) {
       globalThis.addEventListener?.(type, notice, { signal });
     }
   }
 
-  #start(): AbortController {
-    const life = this.#life;
-    const run = new AbortController();
-    life.signal.addEventListener("abort", () => run.abort());
-    this.#set({ phase: "connecting", via: null, attempt: 0, retryAt: null, error: null });
-    this.#follow(run.signal).catch((thrown) => {
-      if (run.signal.aborted) return;
-      const error = asError(thrown);
-      run.abort();
-      if (error.code !== "max_attempts") life.abort();
-      this.#end(error);
-    });
-    return run;
-  }
-
-  async #follow(signal: AbortSignal): Promise<never> {
-    const { http, session, options } = this.#link;
-    const token = await http.token();
-    signal.throwIfAborted();
-    const { sub } = claimsOf(token);
-    if (!sub || options.shareTabs === false || !globalThis.navigator?.locks) return keepConnected(this.#link, signal);
-    return shareConnection(
-      this.#link,
-      `agent-sse ${new URL(http.base, location.href)} ${session} ${sub}`,
-      signal,
-      keepConnected,
-    );
-  }
-
   /** Close the connection. `connect()` goes on after `lastEventId`. */
   disconnect(): void {
-    if (this.#state.phase === "idle") return;
+    if (this.state.phase === "idle") return;
     this.#life.abort();
-    this.#set({ phase: "idle", via: null, retryAt: null });
+    this.#link.set({ phase: "idle", via: null, retryAt: null });
     this.#emit("end", null);
   }
 
-  #end(error: AgentSSEError) {
-    this.#set({ phase: "ended", via: null, retryAt: null, error });
-    if (error.code === "max_attempts") this.#call("onMaxReconnectAttemptsReached");
-    this.#call("onError", error.message);
-    this.#emit("end", error);
-  }
-
-  #set(change: Partial<ConnectionState>) {
-    const before = this.#state;
-    this.#state = { ...before, ...change };
-    if (!Object.keys(change).some((key) => key !== "lastByteAt" && before[key as "phase"] !== change[key as "phase"]))
-      return;
-    this.#link.relay?.();
-    this.#emit("state", this.#state);
-    if (change.phase === "open" && before.phase !== "open") this.#call("onConnectionOpen", new Event("open"));
-  }
-
-  #deliver(event: ReceivedEvent) {
-    const { type, data } = event;
-    const { timestamp, message } = data as { timestamp?: unknown; message?: unknown };
-    this.#call(callbackOf(type), type === "heartbeat" ? timestamp : type === "error" ? message : data);
-    this.#emit(type, data, event);
-    this.#emit("event", event);
-  }
-
-  #call(name: string, ...values: unknown[]) {
-    const callback = (this as unknown as Record<string, Listener | undefined>)[name];
-    if (callback) report(() => callback.apply(this, values));
-  }
-
-  #emit(type: string, ...values: unknown[]) {
-    for (const listener of [...(this.#listeners.get(type) ?? [])]) report(() => listener(...values));
+  #emit(type: string, ...detail: unknown[]) {
+    this.#target.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
   /** Listen to events of one type, to every `event`, to `state` or to the `end`. Returns what ends the listening. */
   on<K extends EventType>(type: K, listener: (data: EventData[K], event: ReceivedEvent<K>) => void): () => void;
   on<K extends keyof ClientEvents>(type: K, listener: (value: ClientEvents[K]) => void): () => void;
   on(type: string, listener: Listener): () => void {
-    const own: Listener = (...values) => listener(...values); // the same function may listen twice
-    const listeners = this.#listeners.get(type) ?? new Set();
-    this.#listeners.set(type, listeners.add(own));
-    return () => {
-      listeners.delete(own);
-    };
+    const own = (event: Event) => listener(...(event as CustomEvent).detail);
+    this.#target.addEventListener(type, own);
+    return () => this.#target.removeEventListener(type, own);
   }
 
   /**
@@ -191,43 +167,43 @@ export class SSEClient {
    * connection, and AgentSSEError `lagged` when more than 10,000 events wait for the reader.
    */
   [Symbol.asyncIterator](): AsyncIterator<ReceivedEvent> {
-    const queue: ReceivedEvent[] = [];
-    let over = false;
     let error: AgentSSEError | null = null;
-    let wake = () => {};
-    let news: Promise<void>;
-    const tell = () => {
-      wake();
-      news = new Promise((resolve) => {
-        wake = resolve;
-      });
-    };
-    const stop = (why: AgentSSEError | null) => {
-      over = true;
-      error = why;
+    let offs: (() => void)[];
+    const cancel = () => {
       for (const off of offs) off();
-      tell();
     };
-    const offs = [
-      this.on("event", (event) => {
-        if (queue.push(event) > BACKLOG) stop(new AgentSSEError("lagged", "the events were read too slowly"));
-        tell();
-      }),
-      this.on("end", stop),
-    ];
-    tell();
-    if (this.#state.phase === "idle") this.connect();
-    if (this.#state.phase === "ended") stop(this.#state.error);
+    const events = new ReadableStream<ReceivedEvent>(
+      {
+        start: (queue) => {
+          const end = (why: AgentSSEError | null) => {
+            error = why;
+            cancel();
+            queue.close(); // what waits is read before the error is thrown
+          };
+          offs = [
+            this.on("event", (event) => {
+              queue.enqueue(event);
+              if ((queue.desiredSize as number) < 0)
+                end(new AgentSSEError("lagged", "the events were read too slowly"));
+            }),
+            this.on("end", end),
+          ];
+          if (this.state.phase === "idle") this.connect();
+          if (this.state.phase === "ended") end(this.state.error);
+        },
+        cancel,
+      },
+      { highWaterMark: BACKLOG },
+    ).getReader();
     return {
       async next() {
-        while (!queue.length && !over) await news;
-        const value = queue.shift();
-        if (!value && error) throw error;
-        return { value, done: !value } as IteratorResult<ReceivedEvent>;
+        const result = await events.read();
+        if (result.done && error) throw error;
+        return result as IteratorResult<ReceivedEvent>;
       },
       async return() {
-        queue.length = 0;
-        stop(null);
+        error = null;
+        await events.cancel();
         return { value: undefined, done: true };
       },
     };
@@ -239,18 +215,19 @@ export class SSEClient {
    */
   approvePermission(approved: boolean, reason = "", requestId?: string): Promise<boolean> {
     const { http, inbox, session } = this.#link;
-    const id = requestId ?? [...inbox.open][0] ?? inbox.shown;
+    const id = requestId ?? inbox.shown();
     const key = `${approved} ${id}`;
     if (this.#answer?.key === key) return this.#answer.sent;
     const sent = http
       .send(`/permission-response/${session}`, { body: { approved, reason, request_id: id } })
-      .then((response) => response.json())
-      .then(({ success }) => success === true)
-      .catch(() => false);
-    const answer = { key, sent };
-    this.#answer = answer;
+      .then(json)
+      .then(
+        ({ success }) => success === true,
+        () => false,
+      );
+    this.#answer = { key, sent };
     sent.then((success) => {
-      if (this.#answer === answer && !(success && id)) this.#answer = undefined;
+      if (!success || !id) this.#answer = undefined;
     });
     return sent;
   }
@@ -269,29 +246,39 @@ export class SSEClient {
 
   /** Look at the session: the service's JSON, or null when there was none. */
   // biome-ignore lint/suspicious/noExplicitAny: the guide's signature
-  async checkHealth(): Promise<any> {
-    return this.#link.http
-      .send(`/health/${this.#link.session}`)
-      .then((response) => response.json())
+  checkHealth(): Promise<any> {
+    const { http, session } = this.#link;
+    return http
+      .send(`/health/${session}`)
+      .then(json)
       .catch(() => null);
   }
 
   /** Make an authenticated call below `baseUrl`; returns the body's `data`. Throws AgentSSEError. */
-  async request<T>(path: string, init?: { method?: string; body?: unknown; signal?: AbortSignal }): Promise<T> {
-    const response = await this.#link.http.call(path, init);
-    return (await response.json().catch((error: unknown) => Promise.reject(asError(error)))).data;
+  request<T>(path: string, init?: { method?: string; body?: unknown; signal?: AbortSignal }): Promise<T> {
+    return this.#link.http
+      .call(path, init)
+      .then(json)
+      .then(
+        ({ data }) => data,
+        (error) => {
+          throw asError(error);
+        },
+      );
   }
 }
 
-// As EventTarget does it: what a listener throws is reported, and disturbs nobody.
-function report(work: () => void) {
-  try {
-    work();
-  } catch (error) {
-    if ("reportError" in globalThis) reportError(error);
-    else
-      queueMicrotask(() => {
-        throw error;
-      });
-  }
+const json = (response: Response) => response.json();
+
+// What of a state is worth telling: not each byte.
+const shownOf = ({ phase, via, attempt, retryAt }: ConnectionState) => `${[phase, via, attempt, retryAt]}`;
+
+// Connect alone, or with the other tabs of the same session and subject.
+async function follow(link: Link, signal: AbortSignal): Promise<never> {
+  const { http, session, options } = link;
+  const { sub } = claimsOf(await http.token());
+  signal.throwIfAborted();
+  return sub && options.shareTabs !== false && globalThis.navigator?.locks
+    ? shareConnection(link, `agent-sse ${new URL(http.base, location.href)} ${session} ${sub}`, signal, keepConnected)
+    : keepConnected(link, signal);
 }

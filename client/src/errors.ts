@@ -20,19 +20,23 @@ export type ErrorCode =
 
 /** The one error class of this package. */
 export class AgentSSEError extends Error {
-  override readonly name = "AgentSSEError";
+  declare readonly code: ErrorCode;
+  /** The HTTP status, if there was an answer. */
+  declare readonly status: number | null;
+  /** Seconds to wait, as `Retry-After` said. */
+  declare readonly retryAfter: number | null;
+  /** What the service said besides (a conflict's winning decision). */
+  declare readonly data: unknown;
 
   constructor(
-    readonly code: ErrorCode,
+    code: ErrorCode,
     message: string,
-    /** The HTTP status, if there was an answer. */
-    readonly status: number | null = null,
-    /** Seconds to wait, as `Retry-After` said. */
-    readonly retryAfter: number | null = null,
-    /** What the service said besides (a conflict's winning decision). */
-    readonly data: unknown = null,
+    status: number | null = null,
+    retryAfter: number | null = null,
+    data: unknown = null,
   ) {
     super(message);
+    Object.assign(this, { name: "AgentSSEError", code, status, retryAfter, data });
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { asError, refusal } from "./errors.js";
 
-const PATIENCE = 30_000; // ms that an answer, or a new token, may take
+const PATIENCE = 30_000; // ms that an answer may take
 
 /** What a request says beside its path. */
 export interface Init {
@@ -10,9 +10,8 @@ export interface Init {
   method?: string;
   body?: unknown;
   headers?: Record<string, string>;
+  /** Ends it; whoever gives one bounds how long it may take. Default: half a minute. */
   signal?: AbortSignal;
-  /** How long it may take to its end, milliseconds. */
-  patience?: number;
 }
 
 /** Requests with one client's token. */
@@ -20,51 +19,50 @@ export interface Http {
   /** The service's address, up to and with its prefix. */
   readonly base: string;
   /** Return the token, asking for one if there is none. */
-  token(): Promise<string>;
+  token(): string | Promise<string>;
   /** Forget the token; false when nobody gives another one. */
   expire(): boolean;
-  /** Return the response, of whichever status. Throws AgentSSEError `network`, or the reason of `init.signal`. */
+  /** Return the response, of whichever status. Throws AgentSSEError. */
   send(path: string, init?: Init): Promise<Response>;
   /** Return the response of a success. Throws AgentSSEError for every other one. */
   call(path: string, init?: Init): Promise<Response>;
 }
 
+/** What a query says of the cursor to go on after. */
+export const afterCursor = (cursor: string | null): string =>
+  cursor ? `&last_event_id=${encodeURIComponent(cursor)}` : "";
+
 /** Return what makes requests below `base` with `token`, or with those that `provider` gives. */
-export function makeHttp(base: string, token: string, provider?: () => Promise<string>): Http {
-  let renewing: Promise<string> | undefined;
-
-  const renew = async (): Promise<string> => {
-    renewing ??= new Promise<string>((resolve, reject) => {
-      setTimeout(() => reject(asError("no token came")), PATIENCE);
-      provider?.().then(resolve, reject);
-    }).finally(() => {
-      renewing = undefined;
-    });
-    token = await renewing;
-    return token;
-  };
-
+export function makeHttp(base: string, token: string | Promise<string>, provider?: () => Promise<string>): Http {
   const http: Http = {
     base,
-    token: async () => token || (provider ? renew() : ""),
+    token() {
+      if (!token && provider) {
+        token = provider().catch((error) => {
+          token = "";
+          throw asError(error);
+        });
+      }
+      return token;
+    },
     expire() {
       if (provider) token = "";
       return !!provider;
     },
-    async send(path, { method, body, headers, signal, patience = PATIENCE } = {}) {
+    async send(path, { method, body, headers, signal = AbortSignal.timeout(PATIENCE) } = {}) {
       for (let last = !provider; ; last = true) {
-        const used = await http.token();
+        const used = http.token();
         const response = await fetch(base + path, {
           method: method ?? (body ? "POST" : "GET"),
           cache: "no-store",
-          signal: AbortSignal.any([AbortSignal.timeout(patience), ...(signal ? [signal] : [])]),
-          headers: { ...headers, Authorization: `Bearer ${used}`, "Content-Type": "application/json" },
+          signal,
+          headers: { ...headers, Authorization: `Bearer ${await used}`, "Content-Type": "application/json" },
           body: body ? JSON.stringify(body) : null,
         }).catch((error) => {
-          throw signal?.aborted ? signal.reason : asError(error);
+          throw asError(error);
         });
         if (response.status !== 401 || last) return response;
-        if (used === token) token = "";
+        if (used === token) token = ""; // else another request has renewed it already
       }
     },
     async call(path, init) {
@@ -74,13 +72,4 @@ export function makeHttp(base: string, token: string, provider?: () => Promise<s
     },
   };
   return http;
-}
-
-/** Return what a token says of itself; nothing for what cannot be read. Decides nothing about rights. */
-export function claimsOf(token: string): { sub?: string; exp?: number } {
-  try {
-    return JSON.parse(atob(token.split(".")[1]?.replace(/-/g, "+").replace(/_/g, "/") ?? ""));
-  } catch {
-    return {};
-  }
 }

@@ -15,10 +15,8 @@ export const isAfter = (a: string | null | undefined, b: string | null): boolean
 export interface Inbox {
   /** Where to go on: the id of the last event. Null before the first, and while a snapshot is under way. */
   cursor: string | null;
-  /** The open requests that were shown, the oldest first. */
-  readonly open: Set<string>;
-  /** The last request that was shown, also when it is settled. */
-  shown: string | undefined;
+  /** Return the oldest open request that was shown, else the last one that was. */
+  shown(): string | undefined;
   /** Take an event's text; what was taken before is dropped. Throws AgentSSEError where the event ends the stream. */
   take(id: string | null | undefined, raw: string): void;
   /** Move the cursor to `id`, forward only. */
@@ -32,45 +30,39 @@ export function makeInbox(
   cursor: string | null,
   deliver: (event: ReceivedEvent, previous: string | null) => void,
 ): Inbox {
-  const seen = new Set<string>();
-  const { open } = { open: new Set<string>() };
-
-  /** Keep the books of permission requests; false for one that heartbeats say again. */
-  const isNew = (type: string, request?: string) => {
-    if (type === "permission_cleared") request ? open.delete(request) : open.clear();
-    if (type !== "permission_request" || !request) return true;
-    if (seen.has(request)) return false;
-    for (const known of [seen, open]) {
-      if (known.add(request).size > REMEMBERED) known.delete([...known][0] as string);
-    }
-    inbox.shown = request;
-    return true;
-  };
-
+  const requests = new Map<string, boolean>(); // whether it is open, by id
   const inbox: Inbox = {
     cursor,
-    open,
-    shown: undefined,
+    shown() {
+      const ids = [...requests.keys()];
+      return ids.find((id) => requests.get(id)) ?? ids.pop();
+    },
     take(id = null, raw) {
       if (id && !isAfter(id, inbox.cursor)) return;
       const { type, data, ...top } = JSON.parse(raw);
+      const request = data?.request_id;
       const previous = inbox.cursor;
       inbox.prime(id);
       if (type === "stream_reset") inbox.renew();
-      const own = type === "heartbeat" ? null : id; // EventSource says the cursor beside it
-      const event = { id: own, type, data: data ?? top, raw };
-      if (isNew(type, data?.request_id)) deliver(event as ReceivedEvent, previous);
-      if (own || type !== "error") return;
-      if (top.code === "token_expired") throw new AgentSSEError("unauthorized", top.message);
-      if (top.code === "session_closed") throw new AgentSSEError(top.code, top.message);
+      if (type === "permission_cleared")
+        for (const one of request ? [request] : requests.keys()) requests.set(one, false);
+      if (type === "permission_request") {
+        if (requests.has(request)) return; // heartbeats say open ones again
+        requests.set(request, true);
+      }
+      if (requests.size > REMEMBERED) requests.delete(requests.keys().next().value as string);
+      if (type === "heartbeat") id = null; // EventSource says the cursor beside it
+      deliver({ id, type, data: data ?? top, raw } as ReceivedEvent, previous);
+      if (!id && type === "error") {
+        throw new AgentSSEError(top.code === "token_expired" ? "unauthorized" : top.code, top.message);
+      }
     },
     prime(id) {
-      if (id && isAfter(id, inbox.cursor)) inbox.cursor = id;
+      if (isAfter(id, inbox.cursor)) inbox.cursor = id as string;
     },
     renew() {
       inbox.cursor = null;
-      seen.clear();
-      open.clear();
+      requests.clear();
     },
   };
   return inbox;
