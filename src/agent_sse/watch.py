@@ -84,8 +84,9 @@ async def run(settings: Settings, session_id: str) -> None:
     check_session_id(session_id)
     url = await find_redis(settings)
     console = Console()
-    on_screen = console.is_terminal and not console.is_dumb_terminal and os.isatty(0)
-    if on_screen:
+    # In another encoding escapes would make lines longer than they were measured, and push others out of sight.
+    can_draw = not console.is_dumb_terminal and console.encoding.startswith("utf")
+    if console.is_terminal and os.isatty(0) and can_draw:
         await _run_on_screen(settings, url, session_id, console)
         return
     view = LineView(print_line)

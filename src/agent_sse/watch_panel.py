@@ -28,7 +28,7 @@ def panel_of(asked: Asked, waiting: int, *, width: int, height: int, now: float)
     ``waiting`` requests are open in all; ``now`` is the service's time. What has no room is counted, or it would be
     approved unseen: `Asked.skip` says where the part begins that is shown.
     """
-    lines = _lines(asked, max(20, width - 4))
+    lines = _lines(asked, max(2, width - 4))
     room = asked.room = max(2, height - FRAME)
     if asked.skip >= len(lines):
         asked.skip = 0
@@ -39,7 +39,7 @@ def panel_of(asked: Asked, waiting: int, *, width: int, height: int, now: float)
         body.append(line, _style(asked, line, number))
     above, below = asked.skip, len(lines) - asked.skip - len(part)
     if above or below:
-        missing = f"\n{above + below} MORE LINES ARE NOT SHOWN: Enter turns the page"
+        missing = f"\nNOT SHOWN: {above + below} MORE LINES, Enter turns the page"
         body.append(missing + (f" ({above} above)" if above else ""), "bold red")
     title = f"Permission 1 of {waiting}" + (", edited by you" if asked.edit is not None else "")
     return Panel(body, title=title, border_style="yellow"), len(part) + 3 + bool(above or below)
