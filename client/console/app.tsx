@@ -49,7 +49,7 @@ function Console({ baseUrl, look }: { baseUrl: string; look: ReactNode }) {
     <>
       <header className="top">
         <h1>{texts.title}</h1>
-        {look}
+        <div className="controls">{look}</div>
       </header>
       <SignIn key={session} session={session} problem={problem} onSignIn={signIn} />
     </>
@@ -80,13 +80,15 @@ function SignedIn({ credentials, baseUrl, look, onChoose, onSignOut, onUnauthori
         <h1>{texts.title}</h1>
         {session && <span className="session-name">{visible(session)}</span>}
         {follower && <Connection follower={follower} />}
-        {look}
-        <button type="button" className="small" onClick={onSignOut}>
-          {texts.signOut}
-        </button>
+        <div className="controls">
+          {look}
+          <button type="button" className="small" onClick={onSignOut}>
+            {texts.signOut}
+          </button>
+        </div>
       </header>
       <main className="work">
-        <Sessions ask={ask} chosen={session} onChoose={onChoose} onUnauthorized={onUnauthorized} />
+        <Sessions ask={ask} chosen={session} follower={follower} onChoose={onChoose} onUnauthorized={onUnauthorized} />
         {follower && (
           <Session key={session} follower={follower} ask={ask} base={base} onUnauthorized={onUnauthorized} />
         )}
@@ -116,8 +118,9 @@ function Look({ preferences, onChange }: { preferences: Preferences; onChange: (
   const texts = TEXTS[preferences.language];
   const other = preferences.language === "zh" ? "en" : "zh";
   return (
-    <div className="look">
+    <>
       <select
+        className="small"
         aria-label={texts.theme}
         value={preferences.theme}
         onChange={(event) => onChange({ ...preferences, theme: event.target.value as Theme })}
@@ -136,6 +139,6 @@ function Look({ preferences, onChange }: { preferences: Preferences; onChange: (
       >
         {other === "zh" ? "中文" : "English"}
       </button>
-    </div>
+    </>
   );
 }

@@ -21,7 +21,7 @@ export function Connection({ follower }: { follower: Follower }) {
       <p className="muted pulse">
         {state.attempt > 0 && <span>{texts.attempt(state.attempt)}</span>}
         {state.lastByteAt !== null && <span>{`${texts.lastByte} ${since(state.lastByteAt)}`}</span>}
-        {heartbeatAt !== null && <span>{`${texts.heartbeat} ${since(heartbeatAt)}`}</span>}
+        {state.phase === "open" && heartbeatAt !== null && <span>{`${texts.heartbeat} ${since(heartbeatAt)}`}</span>}
       </p>
       {state.phase === "idle" && (
         <button type="button" className="small" onClick={follower.connect}>

@@ -4,7 +4,8 @@ import { useCallback } from "react";
 import { useLanguage } from "../src/react/language.js";
 import { visible } from "../src/text.js";
 import type { AgentSSEError } from "../src/types.js";
-import { useAsked } from "./hooks.js";
+import type { Follower } from "./follower.js";
+import { useAsked, useShared } from "./hooks.js";
 import type { Ask } from "./service.js";
 import { useTexts } from "./texts.js";
 import { dateTime, timeOfId } from "./time.js";
@@ -19,12 +20,14 @@ interface Row {
 interface Props {
   readonly ask: Ask;
   readonly chosen: string;
+  /** Follows the chosen one. */
+  readonly follower: Follower | null;
   readonly onChoose: (session: string) => void;
   /** The service does not take the token any more. */
   readonly onUnauthorized: () => void;
 }
 
-export function Sessions({ ask, chosen, onChoose, onUnauthorized }: Props) {
+export function Sessions({ ask, chosen, follower, onChoose, onUnauthorized }: Props) {
   const texts = useTexts();
   const question = useCallback(
     async (signal: AbortSignal) => {
@@ -50,7 +53,13 @@ export function Sessions({ ask, chosen, onChoose, onUnauthorized }: Props) {
       {rows?.length === 0 && <p className="muted">{texts.noSessions}</p>}
       <ul>
         {sorted(rows ?? [], chosen).map((row) => (
-          <SessionRow key={row.session_id} row={row} chosen={row.session_id === chosen} onChoose={onChoose} />
+          <SessionRow
+            key={row.session_id}
+            row={row}
+            follower={row.session_id === follower?.sessionId ? follower : null}
+            chosen={row.session_id === chosen}
+            onChoose={onChoose}
+          />
         ))}
       </ul>
       {rows && rows.length > SHOWN && <p className="muted">{texts.moreSessions(rows.length - SHOWN)}</p>}
@@ -58,17 +67,29 @@ export function Sessions({ ask, chosen, onChoose, onUnauthorized }: Props) {
   );
 }
 
-function SessionRow({ row, chosen, onChoose }: { row: Row; chosen: boolean; onChoose: (session: string) => void }) {
-  const texts = useTexts();
-  const time = dateTime(timeOfId(row.last_event_id), useLanguage());
+interface SessionRowProps extends Pick<Props, "follower" | "onChoose"> {
+  readonly row: Row;
+  readonly chosen: boolean;
+}
+
+function SessionRow({ row, follower, chosen, onChoose }: SessionRowProps) {
   return (
     <li>
       <button type="button" aria-current={chosen ? "true" : undefined} onClick={() => onChoose(row.session_id)}>
         <span className="name">{visible(row.session_id)}</span>
-        <span className="muted">{time || texts.never}</span>
+        {follower ? <LiveTime follower={follower} id={row.last_event_id} /> : <Time id={row.last_event_id} />}
       </button>
     </li>
   );
+}
+
+function LiveTime({ follower, id }: { follower: Follower; id: string | null }) {
+  return <Time id={useShared(follower).session.lastEvent?.id ?? id} />;
+}
+
+function Time({ id }: { id: string | null }) {
+  const texts = useTexts();
+  return <span className="muted">{dateTime(timeOfId(id), useLanguage()) || texts.never}</span>;
 }
 
 /** The chosen one and those with the latest events, these first. */
