@@ -183,10 +183,10 @@ class Room:
         return await self.visit(path + (f"#{urlencode(fragment)}" if fragment else ""))
 
     async def visit(self, path: str) -> Tab:
-        """Open any path of the origin in a new tab."""
+        """Open a path of the origin, or any URL, in a new tab."""
         tab = Tab(await self.context.new_page())
         self.tabs.append(tab)
-        await tab.page.goto(self.proxy.url + path)
+        await tab.page.goto(self.proxy.url + path if path.startswith("/") else path)
         return tab
 
     async def client(self, name: str, session: str, token: str | None = None) -> Tab:
