@@ -177,7 +177,8 @@ async def _publish(session: str, body: bytes) -> str:
 def watch(session: SessionArgument) -> None:
     """Follow a session live, straight from Redis, and answer its permission requests. Ctrl-C ends it.
 
-    Without a terminal it prints a line per event, and takes answers (y or n; docs/watch.md lists the rest) from standard input, one per request.
+    Without a terminal it prints a line per event, and takes answers (y or n; docs/watch.md lists the rest)
+    from standard input, one per request.
     """
     from agent_sse import watch as watching
 
