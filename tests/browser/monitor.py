@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from playwright.async_api import Locator
 
-from browser.tabs import Room, Tab
-from harness import make_token
+from agent_sse import SimpleNotifier
+from browser.tabs import Agent, Room, Tab
+from harness import Valkey, make_token
 
 
 class Monitor:
@@ -68,9 +71,18 @@ class Monitor:
 async def show(
     room: Room, session: str, *, token: str | None = None, parts: str = "", wait: bool = True, **props: Any
 ) -> Monitor:
-    """Open the component in a new tab, in English unless ``language`` says otherwise, and wait until it is connected."""
+    """Open the component in a new tab and wait until it is connected; ``props`` are its own."""
     fragment = {"session": session, "token": token or make_token(session), "with": parts, "props": json.dumps(props)}
     monitor = Monitor(await room.open("component", fragment), session)
     if wait:
         await monitor.page.locator(".connection-status[data-phase=open]").wait_for()
     return monitor
+
+
+@asynccontextmanager
+async def several(valkey: Valkey) -> AsyncIterator[tuple[SimpleNotifier, Agent]]:
+    """A notifier and an agent of whose requests four are shown at a time."""
+    async with SimpleNotifier.from_url(valkey.url, permission_concurrency=4) as notifier:
+        agent = Agent(notifier)
+        yield notifier, agent
+        await agent.leave()

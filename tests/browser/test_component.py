@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from agent_sse import SimpleNotifier
 from agent_sse.errors import ToolCallCancelled
-from browser.monitor import show
+from browser.monitor import several, show
 from browser.tabs import LOST, Agent, Room, decided
 from harness import ServiceProcess, Valkey, make_token, session_name, until
 
@@ -54,7 +53,7 @@ async def test_component_shows_calls_from_first_status_to_result(room: Room, not
 
 
 async def test_component_approves(room: Room, agent: Agent) -> None:
-    """Approve gives the agent its decision with nothing changed; the card goes, its outcome stays, and nothing went twice."""
+    """Approve gives the agent its decision with nothing changed; the card goes, its outcome stays, and it went once."""
     session = session_name()
     monitor = await show(room, session)
     asking = agent.ask(session, {"file": "a.py"}, message="to fix the build", server="files")
@@ -107,7 +106,7 @@ async def test_component_remembers_an_answer_for_the_session(room: Room, agent: 
 
 
 async def test_component_sends_an_edit_exactly(room: Room, agent: Agent) -> None:
-    """The agent gets what the editor showed: the change, what was hidden as it was, and every digit of large numbers."""
+    """The agent gets what the editor showed: the change, what was hidden as it was, every digit of large numbers."""
     session = session_name()
     monitor = await show(room, session)
     parameters = {"file": "a.py", "id": 9007199254740993, "key": SECRET_VALUE, "lines": [1, 2.5, None], "old": True}
@@ -189,22 +188,12 @@ async def test_component_drops_a_card_that_expires(room: Room, agent: Agent) -> 
     assert "expired" == (await decided(asking)).outcome
 
 
-class TestSeveralAtOnce:
-    """With `AGENT_SSE_PERMISSION_CONCURRENCY` above 1."""
-
-    @pytest.fixture
-    def service_settings(self) -> dict[str, str]:
-        return {"AGENT_SSE_HEARTBEAT_INTERVAL": "1", "AGENT_SSE_PERMISSION_CONCURRENCY": "3"}
-
-    @pytest.fixture
-    async def notifier(self, valkey: Valkey) -> AsyncIterator[SimpleNotifier]:
-        async with SimpleNotifier.from_url(valkey.url, permission_concurrency=3) as made:
-            yield made
-
-    async def test_component_shows_several_in_order(self, room: Room, agent: Agent) -> None:
-        """Three requests stand in the order of their coming, each with its place; one may be answered before others."""
-        session = session_name()
-        monitor = await show(room, session)
+async def test_component_shows_several_in_order(room: Room, valkey: Valkey) -> None:
+    """Where several are asked at a time they stand in the order of their coming, each with its place; any may be
+    answered first."""
+    session = session_name()
+    monitor = await show(room, session)
+    async with several(valkey) as (_, agent):
         asking = {}
         for tool in ("first", "second", "third"):
             asking[tool] = agent.ask(session, tool=tool)
@@ -285,7 +274,7 @@ async def _first_bob(route, room: Room, session: str) -> None:  # type: ignore[n
 async def test_component_keeps_its_view_over_a_restart(
     room: Room, service: ServiceProcess, notifier: SimpleNotifier, agent: Agent
 ) -> None:
-    """While the service is away all stays as it was, the half-written answer too; then it goes on, with nothing missed."""
+    """While the service is away all stays, a half-written answer too; then it goes on, with nothing missed."""
     session = session_name()
     monitor = await show(room, session)
     monitor.tab.expect(*LOST)
@@ -338,7 +327,7 @@ async def test_component_ends_without_a_new_token_and_goes_on_with_one(room: Roo
 async def test_component_and_hooks_share_one_stream_in_strict_mode(
     room: Room, service: ServiceProcess, notifier: SimpleNotifier, agent: Agent
 ) -> None:
-    """However many components show a session, and mounted twice, there is one stream; after the last one there is none."""
+    """However many components show a session, and mounted twice, there is one stream; after the last one none."""
     session = session_name()
     monitor = await show(room, session, parts="strict,hooks")
     await notifier.tool_status(session, "search", "executing", tool_call_id="c1")
@@ -385,7 +374,7 @@ async def test_component_with_the_guides_props_only(room: Room, notifier: Simple
 async def test_component_shows_errors_and_the_end_of_a_session(
     room: Room, notifier: SimpleNotifier, agent: Agent
 ) -> None:
-    """An agent's error is shown until it is put away; a closed session has no requests and is not connected to again."""
+    """An agent's error is shown until it is put away; a closed session has no requests and is not connected to."""
     session = session_name()
     monitor = await show(room, session)
     await notifier.error(session, "the model is unavailable", code="model_unavailable")

@@ -89,18 +89,18 @@ function useOptions({ baseUrl, tokenProvider, options }: MCPToolMonitorProps): C
 /** Tell of requests that come, at once, and of what becomes of them. */
 function useNews(session: SessionView, texts: Messages, announce: (text: string, urgent?: boolean) => void): void {
   const known = useRef<ReadonlySet<string>>(new Set());
-  const last = useRef<Outcome | undefined>(undefined);
+  const told = useRef<readonly Outcome[]>([]);
   const { requests, outcomes } = session;
   useEffect(() => {
     const fresh = requests.filter((request) => !known.current.has(request.id));
     known.current = new Set(requests.map((request) => request.id));
-    const told = fresh.map((request) => texts.newRequest(oneLine(request.tool, 100), riskText(request.risk, texts)));
-    if (told.length > 0) announce(told.join(". "), true);
+    const news = fresh.map((request) => texts.newRequest(oneLine(request.tool, 100), riskText(request.risk, texts)));
+    if (news.length > 0) announce(news.join(". "), true);
   }, [requests, texts, announce]);
   useEffect(() => {
-    const newest = outcomes.at(-1);
-    if (newest !== undefined && newest !== last.current) announce(outcomeText(newest, texts));
-    last.current = newest;
+    const news = outcomes.filter((outcome) => !told.current.includes(outcome));
+    told.current = outcomes;
+    if (news.length > 0) announce(news.map((outcome) => outcomeText(outcome, texts)).join(". "));
   }, [outcomes, texts, announce]);
 }
 

@@ -2,12 +2,13 @@
 
 import type { ReactNode } from "react";
 
-/** Named by `label` for screen readers. */
+/** Named by `label` for screen readers; no landmark, of which a page with many calls would have too many. */
 export function Scroll({ label, children }: { label: string; children: ReactNode }): ReactNode {
   return (
     // biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reachable by keyboard
-    <section className="agent-sse-scroll" tabIndex={0} aria-label={label}>
+    // biome-ignore lint/a11y/useSemanticElements: a fieldset is for what is filled in
+    <div className="agent-sse-scroll" role="group" tabIndex={0} aria-label={label}>
       {children}
-    </section>
+    </div>
   );
 }

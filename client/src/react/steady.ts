@@ -35,10 +35,10 @@ function layoutTop(element: HTMLElement): number {
 }
 
 /** Whether the user is writing, or choosing an answer: then nothing takes the focus away. */
-function busy(list: HTMLElement): boolean {
+function busy(): boolean {
   const active = document.activeElement;
   if (!(active instanceof HTMLElement) || active === document.body) return false;
-  return active.matches("input, textarea, select") || active.isContentEditable || list.contains(active);
+  return active.matches("input, textarea, select, [data-request] *") || active.isContentEditable;
 }
 
 /**
@@ -72,7 +72,7 @@ export function useRequestFocus(list: RefObject<HTMLElement | null>, ids: readon
       return;
     }
     const fresh = ids.find((id) => !before.includes(id));
-    if (fresh !== undefined && !busy(node)) focusHeading(node, fresh);
+    if (fresh !== undefined && !busy()) focusHeading(node, fresh);
   }, [list, ids, enabled]);
 }
 

@@ -1,0 +1,309 @@
+"""The package's React component without a mouse and without sight: focus, keys, announcements, contrast, and axe."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from agent_sse import SimpleNotifier
+from browser.monitor import Monitor, several, show
+from browser.tabs import LOST, Agent, Room, decided
+from harness import ServiceProcess, Valkey, session_name
+
+AXE = Path(__file__).parents[2] / "client/node_modules/axe-core/axe.min.js"
+# Each violation as "rule: element", for every rule that axe has, best practices too.
+RUN_AXE = """async () => (await axe.run(document, { resultTypes: ['violations'] })).violations.flatMap(
+    ({ id, nodes }) => nodes.map((node) => `${id}: ${node.target} ${node.any.map((each) => each.message)}`))"""
+# Keeps what the live regions said, by which of them.
+LISTEN = """() => {
+    window.heard = [];
+    for (const region of document.querySelectorAll('[data-announcer]')) {
+        const kind = region.dataset.announcer;
+        new MutationObserver(() => heard.push(`${kind}: ${region.textContent}`))
+            .observe(region, { subtree: true, childList: true, characterData: true });
+    }
+}"""
+
+
+async def listening(room: Room, session: str) -> Monitor:
+    monitor = await show(room, session)
+    await monitor.tab.do(f"({LISTEN})()")
+    return monitor
+
+
+async def heard(monitor: Monitor, text: str) -> None:
+    await monitor.tab.until("(text) => heard.includes(text)", text)
+
+
+async def has_focus(monitor: Monitor, what: str) -> None:
+    """Wait until ``what`` (see `Monitor.focused`) has the focus."""
+    await monitor.tab.until(
+        """(what) => {
+            const node = document.activeElement;
+            const label = node.getAttribute('aria-label') ?? node.closest('label')?.textContent.trim();
+            return what === `${node.localName}: ${label ?? node.textContent.trim()}`;
+        }""",
+        what,
+    )
+
+
+async def test_component_is_used_by_keyboard_alone(room: Room, agent: Agent) -> None:
+    """A request takes the focus; Tab goes through its card in reading order; Space on its button answers it."""
+    session = session_name()
+    monitor = await show(room, session)
+    asking = agent.ask(session, editable=True)
+    await has_focus(monitor, "h4: file_edit")
+    await monitor.steady("file_edit")
+    order = [
+        "div: Parameters of file_edit",
+        "input: only this time",
+        "input: Reason (optional)",
+        "button: Approve file_edit",
+        "button: Deny file_edit",
+        "button: Edit parameters of file_edit",
+    ]
+    found = []
+    for _ in order:
+        await monitor.page.keyboard.press("Tab")
+        found.append(await monitor.focused())
+    assert order == found
+    await monitor.page.keyboard.press("Shift+Tab")
+    await monitor.page.keyboard.press("Space")
+    assert not await decided(asking)
+    await has_focus(monitor, "h3: Permission requests")
+
+
+async def test_component_moves_the_focus_from_card_to_card(room: Room, agent: Agent) -> None:
+    """A request that comes after the one before was answered has the focus too, though it comes later."""
+    session = session_name()
+    monitor = await show(room, session)
+    for tool in ("first", "second"):
+        asking = agent.ask(session, tool=tool)
+        await has_focus(monitor, f"h4: {tool}")
+        await monitor.steady(tool)
+        await monitor.button(f"Deny {tool}").focus()
+        await monitor.page.keyboard.press("Enter")
+        assert not await decided(asking)
+        await has_focus(monitor, "h3: Permission requests")
+
+
+async def test_component_leaves_the_focus_to_who_is_writing(room: Room, agent: Agent) -> None:
+    """A request that comes while the user writes elsewhere takes nothing, and what is typed answers nothing."""
+    session = session_name()
+    monitor = await listening(room, session)
+    field = monitor.page.get_by_role("textbox", name="Elsewhere")
+    await field.press_sequentially("one")
+    asking = agent.ask(session)
+    await heard(monitor, "assertive: Permission requested: file_edit, High risk")
+    await monitor.steady("file_edit")
+    await monitor.page.keyboard.type(" two\n")
+    assert "one two" == await field.input_value()
+    await monitor.press("Deny", "file_edit")
+    assert "" == (await decided(asking)).reason
+
+
+async def test_component_without_move_focus_moves_none(room: Room, agent: Agent) -> None:
+    """With `moveFocus={false}` the focus stays where it is."""
+    session = session_name()
+    monitor = await show(room, session, moveFocus=False)
+    agent.ask(session)
+    await monitor.steady("file_edit")
+    assert "body" == await monitor.tab.do("document.activeElement.localName")
+
+
+async def test_component_is_never_answered_by_accident(room: Room, agent: Agent) -> None:
+    """Enter and Space on what is focused by itself, Enter in the reason, a key held down, or a click on a card that has
+    only just come: nothing is sent."""
+    session = session_name()
+    monitor = await show(room, session)
+    asking = agent.ask(session)
+    await has_focus(monitor, "h4: file_edit")
+    await monitor.button("Approve file_edit").evaluate("(button) => button.click()")
+    card = monitor.card("file_edit")
+    await card.get_by_text("The list has just moved: check the request and press again.").wait_for()
+    await monitor.steady("file_edit")
+    for key in ("Enter", "Space", "Enter"):
+        await monitor.page.keyboard.press(key)
+    await card.get_by_role("textbox", name="Reason (optional)").press("Enter")
+    await card.get_by_role("radio", name="only this time").press("Enter")
+    for name, key in (("Approve", "Enter"), ("Deny", "Enter"), ("Approve", "Space")):
+        await card.get_by_role("textbox", name="Reason (optional)").focus()
+        await monitor.page.keyboard.down(key)
+        await monitor.button(f"{name} file_edit").focus()
+        for _ in range(3):
+            await monitor.page.keyboard.down(key)  # repeats
+        await card.get_by_role("textbox", name="Reason (optional)").focus()
+        await monitor.page.keyboard.up(key)
+    await card.get_by_role("textbox", name="Reason (optional)").fill("meant")
+    assert [] == room.proxy.asked("POST ")
+    await monitor.button("Approve file_edit").press("Enter")
+    assert "meant" == (await decided(asking)).reason
+    assert 1 == len(room.proxy.asked("POST "))
+
+
+async def test_component_leaves_the_editor_by_escape(room: Room, agent: Agent) -> None:
+    """The editor has the focus when it opens; Escape leaves it unchanged, and the focus is where it was."""
+    session = session_name()
+    monitor = await show(room, session)
+    asking = agent.ask(session, {"file": "a.py"}, editable=True)
+    await monitor.steady("file_edit")
+    await monitor.button("Edit parameters of file_edit").press("Enter")
+    await has_focus(monitor, "textarea: New parameters of file_edit, as JSON")
+    await monitor.page.keyboard.type('{"file": "b.py"}')
+    await monitor.page.keyboard.press("Escape")
+    await has_focus(monitor, "button: Edit parameters of file_edit")
+    await monitor.press("Approve", "file_edit")
+    decision = await decided(asking)
+    assert ({"file": "a.py"}, False) == (decision.parameters, decision.edited)
+
+
+async def test_component_announces_requests_and_what_becomes_of_them(room: Room, agent: Agent) -> None:
+    """A request is said at once; its last seconds, its outcome and an answer's refusal when there is a pause."""
+    session = session_name()
+    monitor = await listening(room, session)
+    asking = agent.ask(session, timeout=25.0)
+    await heard(monitor, "assertive: Permission requested: file_edit, High risk")
+    await monitor.tab.until(
+        "() => heard.some((text) => /^polite: The request of file_edit expires in 2\\d s/.test(text))"
+    )
+    await monitor.press("Deny", "file_edit")
+    assert not await decided(asking)
+    await heard(monitor, "polite: file_edit denied by alice")
+    again = agent.ask(session, risk="critical")
+    await heard(monitor, "assertive: Permission requested: file_edit, Critical risk")
+    await monitor.press("Deny", "file_edit")
+    assert not await decided(again)
+    await monitor.tab.until("() => heard.filter((text) => text === 'polite: file_edit denied by alice').length === 2")
+
+
+class Looks:
+    """The component in each of its languages, on a page of its own, and what axe says of them."""
+
+    def __init__(self, monitors: list[Monitor]) -> None:
+        self.monitors = monitors
+        self.found: list[str] = []
+
+    async def check(self, state: str) -> None:
+        """Run axe in both themes and at two widths, and see that nothing is wider than the page."""
+        for monitor in self.monitors:
+            for width, theme in ((1280, "light"), (360, "light"), (360, "dark")):
+                page = monitor.page
+                await page.set_viewport_size({"width": width, "height": 900})
+                await page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+                where = f"{state}, {theme}, {width}"
+                self.found += [f"{where}: {each}" for each in await monitor.tab.do(f"({RUN_AXE})()")]
+                if await monitor.tab.do("document.documentElement.scrollWidth > innerWidth"):
+                    self.found.append(f"{where}: it scrolls sideways")
+
+
+@asynccontextmanager
+async def looks(room: Room, session: str) -> AsyncIterator[Looks]:
+    monitors = [await show(room, session, language=language, options={"shareTabs": False}) for language in ("en", "zh")]
+    for monitor in monitors:
+        monitor.tab.expect(*LOST, "status of 422")
+        await monitor.page.add_script_tag(path=AXE)
+    made = Looks(monitors)
+    yield made
+    assert [] == made.found, "\n".join(made.found)
+
+
+async def test_component_has_no_axe_violation_while_it_asks(room: Room, agent: Agent) -> None:
+    """axe finds nothing, light and dark, in Chinese and English, wide and narrow: empty, asking, editing, refused."""
+    session = session_name()
+    async with looks(room, session) as pages:
+        await pages.check("empty")
+        parameters = {"file": "src/" + "very_long_name_" * 8 + ".py", "key": "sk-" + "a1B2c3D4" * 6, "text": "x\n" * 40}
+        asking = agent.ask(
+            session, parameters, editable=True, timeout=25.0, message="to fix it " * 20, server="files",
+            schema={"type": "object", "properties": {"file": {"type": "string", "maxLength": 200}}},
+        )  # fmt: skip
+        for monitor in pages.monitors:
+            await monitor.page.locator("[data-request][data-steady=true]").wait_for()
+        await pages.check("asking")
+        for monitor in pages.monitors:
+            await monitor.page.locator(".permission-buttons button").nth(2).click()
+            field = monitor.page.locator("textarea")
+            await field.fill((await field.input_value()).replace("name_.py", f"{'name_' * 40}.py"))
+            await monitor.page.locator("[data-change=added]").first.wait_for()
+        await pages.check("editing")
+        for monitor in pages.monitors:
+            await monitor.page.locator("[data-request][data-steady=true]").wait_for()
+            await monitor.page.locator(".approve-btn").click()
+            await monitor.page.locator(".agent-sse-note", has_text="/file").wait_for()
+            await monitor.page.locator("textarea").fill("{")
+            await monitor.page.locator(".agent-sse-problem").wait_for()
+        await pages.check("refused")
+        assert not asking.done()
+
+
+async def test_component_has_no_axe_violation_with_calls_and_without_connection(
+    room: Room, service: ServiceProcess, valkey: Valkey
+) -> None:
+    """axe finds nothing with calls in every state, results open, decisions, an error, and when the service is away."""
+    session = session_name()
+    async with several(valkey) as (notifier, agent), looks(room, session) as pages:
+        await fill(notifier, session)
+        first = pages.monitors[0]
+        for risk in ("low", "medium", "high", "critical"):
+            agent.ask(session, risk=risk, tool=risk)
+            await first.card(risk).wait_for()
+        await first.press("Deny", "high")
+        await first.outcome("denied", "high denied by alice")
+        for monitor in pages.monitors:
+            await monitor.page.get_by_role("alert").wait_for()
+            await monitor.page.locator("summary").evaluate_all("(folds) => folds.forEach((fold) => fold.click())")
+            await monitor.page.locator("[data-request][data-steady=true]").nth(2).wait_for()
+        await pages.check("results")
+        await service.stop()
+        for monitor in pages.monitors:
+            await monitor.page.locator(".connection-status[data-phase=waiting]").wait_for()
+        await pages.check("disconnected")
+
+
+async def fill(notifier: SimpleNotifier, session: str) -> None:
+    """Calls in each state, with progress, results and an error."""
+    for status in ("pending", "executing", "completed", "failed", "denied", "cancelled", "waiting_permission"):
+        await notifier.tool_status(
+            session,
+            f"tool_{status}",
+            status,
+            tool_call_id=status,
+            parameters={"query": "word " * 60},
+            risk_level="medium",
+        )
+    await notifier.tool_result(
+        session, "tool_completed", {"text": "line\n" * 60}, success=True, tool_call_id="completed"
+    )
+    await notifier.tool_result(
+        session, "tool_failed", None, success=False, tool_call_id="failed", error="no such file: " + "x" * 200
+    )
+    await notifier.error(session, "the model is unavailable", code="model_unavailable")
+
+
+@pytest.mark.parametrize(("theme", "background"), [("dark", "rgb(13, 17, 23)"), ("light", "rgb(255, 255, 255)")])
+async def test_component_has_the_theme_it_is_told(room: Room, theme: str, background: str) -> None:
+    """The prop, and `data-theme` on the page, go before what the system says."""
+    session = session_name()
+    by_prop = await show(room, session, theme=theme)
+    by_page = await show(room, session)
+    await by_page.tab.do(f"document.documentElement.dataset.theme = '{theme}'")
+    for monitor in (by_prop, by_page):
+        await monitor.page.emulate_media(color_scheme="light" if theme == "dark" else "dark")
+        script = "getComputedStyle(document.querySelector('.agent-sse-monitor')).backgroundColor"
+        assert background == await monitor.tab.do(script)
+
+
+async def test_component_tells_states_apart_without_its_colours(room: Room, notifier: SimpleNotifier) -> None:
+    """Where the system's colours replace its own, buttons, marks and changed lines still have an edge."""
+    session = session_name()
+    monitor = await show(room, session)
+    await monitor.page.emulate_media(forced_colors="active", reduced_motion="reduce")
+    await notifier.tool_status(session, "search", "executing", tool_call_id="c1")
+    await monitor.status("c1", "executing")
+    for mark in (".agent-sse-status", ".agent-sse-dot", ".agent-sse-risk"):
+        script = f"getComputedStyle(document.querySelector('{mark}'))"
+        edge = await monitor.tab.do(f"[{script}.borderTopWidth, {script}.borderTopColor === {script}.color]")
+        assert ["1px", True] == edge, mark
