@@ -12,7 +12,11 @@ export default defineConfig({
       formats: ["es"],
       cssFileName: "react",
     },
-    rollupOptions: { external: ["react", "react-dom", "react/jsx-runtime"] },
+    rollupOptions: {
+      external: ["react", "react-dom", "react/jsx-runtime"],
+      preserveEntrySignatures: "allow-extension", // the chunk that shares tabs imports from the core
+      output: { chunkFileNames: "[name].js", minify: true },
+    },
   },
   test: { include: ["test/**/*.test.ts"], testTimeout: 30_000, hookTimeout: 30_000 },
 });

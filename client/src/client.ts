@@ -16,7 +16,6 @@ import type {
 import { makeHttp } from "./http.js";
 import { makeInbox } from "./inbox.js";
 import { type Link, type Scope, within } from "./link.js";
-import { claimsOf, shareConnection } from "./tabs.js";
 import type { Answer, AnswerResult, ClientEvents, ClientOptions, ConnectionState, ReceivedEvent } from "./types.js";
 
 const BACKLOG = 10_000; // events that an iterator holds for its reader
@@ -166,47 +165,38 @@ export class SSEClient {
    * Iterate over the events from now on; connects if nothing did. Ends with `disconnect()`, throws what ends the
    * connection, and AgentSSEError `lagged` when more than 10,000 events wait for the reader.
    */
-  [Symbol.asyncIterator](): AsyncIterator<ReceivedEvent> {
-    let error: AgentSSEError | null = null;
-    let offs: (() => void)[];
-    const cancel = () => {
+  async *[Symbol.asyncIterator](): AsyncGenerator<ReceivedEvent, void, undefined> {
+    const queue: ReceivedEvent[] = [];
+    let over = this.state.phase === "ended";
+    let error = this.state.error;
+    let wake: (() => void) | undefined;
+    const end = (why: AgentSSEError | null) => {
+      over = true;
+      error = why;
+      wake?.();
+    };
+    const offs = [
+      this.on("event", (event) => {
+        if (!over && queue.push(event) > BACKLOG) end(new AgentSSEError("lagged", "the events were read too slowly"));
+        wake?.();
+      }),
+      this.on("end", end),
+    ];
+    if (this.state.phase === "idle") this.connect();
+    try {
+      for (;;) {
+        const event = queue.shift();
+        if (event) yield event;
+        else if (!over) {
+          await new Promise<void>((resolve) => {
+            wake = resolve;
+          });
+        } else if (error) throw error;
+        else return;
+      }
+    } finally {
       for (const off of offs) off();
-    };
-    const events = new ReadableStream<ReceivedEvent>(
-      {
-        start: (queue) => {
-          const end = (why: AgentSSEError | null) => {
-            error = why;
-            cancel();
-            queue.close(); // what waits is read before the error is thrown
-          };
-          offs = [
-            this.on("event", (event) => {
-              queue.enqueue(event);
-              if ((queue.desiredSize as number) < 0)
-                end(new AgentSSEError("lagged", "the events were read too slowly"));
-            }),
-            this.on("end", end),
-          ];
-          if (this.state.phase === "idle") this.connect();
-          if (this.state.phase === "ended") end(this.state.error);
-        },
-        cancel,
-      },
-      { highWaterMark: BACKLOG },
-    ).getReader();
-    return {
-      async next() {
-        const result = await events.read();
-        if (result.done && error) throw error;
-        return result as IteratorResult<ReceivedEvent>;
-      },
-      async return() {
-        error = null;
-        await events.cancel();
-        return { value: undefined, done: true };
-      },
-    };
+    }
   }
 
   /**
@@ -256,15 +246,7 @@ export class SSEClient {
 
   /** Make an authenticated call below `baseUrl`; returns the body's `data`. Throws AgentSSEError. */
   request<T>(path: string, init?: { method?: string; body?: unknown; signal?: AbortSignal }): Promise<T> {
-    return this.#link.http
-      .call(path, init)
-      .then(json)
-      .then(
-        ({ data }) => data,
-        (error) => {
-          throw asError(error);
-        },
-      );
+    return this.#link.http.data(path, init);
   }
 }
 
@@ -273,12 +255,9 @@ const json = (response: Response) => response.json();
 // What of a state is worth telling: not each byte.
 const shownOf = ({ phase, via, attempt, retryAt }: ConnectionState) => `${[phase, via, attempt, retryAt]}`;
 
-// Connect alone, or with the other tabs of the same session and subject.
+// Connect alone, or with the other tabs of the same session and subject; what shares is loaded where it can.
 async function follow(link: Link, signal: AbortSignal): Promise<never> {
-  const { http, session, options } = link;
-  const { sub } = claimsOf(await http.token());
-  signal.throwIfAborted();
-  return sub && options.shareTabs !== false && globalThis.navigator?.locks
-    ? shareConnection(link, `agent-sse ${new URL(http.base, location.href)} ${session} ${sub}`, signal, keepConnected)
-    : keepConnected(link, signal);
+  const tabs =
+    link.options.shareTabs !== false && globalThis.navigator?.locks && (await import("./tabs.js").catch(() => null));
+  return tabs ? tabs.shareConnection(link, signal, keepConnected) : keepConnected(link, signal);
 }

@@ -4,7 +4,7 @@
 import { AgentSSEError, asError, isFinal } from "./errors.js";
 import { type Link, type Scope, sleep, within } from "./link.js";
 import { takePage } from "./poll.js";
-import { readEventSource, readStream } from "./stream.js";
+import { readStream } from "./stream.js";
 
 const HEALTHY = 60_000; // ms open after which failures are forgotten
 const WAIT = 25; // s that a poll waits for an event
@@ -82,7 +82,8 @@ export async function keepConnected(link: Link, signal: AbortSignal): Promise<ne
     try {
       await http.token();
       watch(streamTimeout);
-      const read = options.transport === "eventsource" ? readEventSource : readStream;
+      const read =
+        options.transport === "eventsource" ? (await import("./eventsource.js")).readEventSource : readStream;
       await read(link, cursor, either, alive, frame, (ms) => {
         base = Math.max(reconnectDelay, ms);
       });

@@ -26,11 +26,10 @@ export interface Http {
   send(path: string, init?: Init): Promise<Response>;
   /** Return the response of a success. Throws AgentSSEError for every other one. */
   call(path: string, init?: Init): Promise<Response>;
+  /** Return the `data` of a success' JSON. Throws AgentSSEError. */
+  // biome-ignore lint/suspicious/noExplicitAny: whoever asks knows its shape
+  data(path: string, init?: Init): Promise<any>;
 }
-
-/** What a query says of the cursor to go on after. */
-export const afterCursor = (cursor: string | null): string =>
-  cursor ? `&last_event_id=${encodeURIComponent(cursor)}` : "";
 
 /** Return what makes requests below `base` with `token`, or with those that `provider` gives. */
 export function makeHttp(base: string, token: string | Promise<string>, provider?: () => Promise<string>): Http {
@@ -69,6 +68,13 @@ export function makeHttp(base: string, token: string | Promise<string>, provider
       const response = await http.send(path, init);
       if (!response.ok) throw await refusal(response);
       return response;
+    },
+    async data(path, init) {
+      const response = await http.call(path, init);
+      const body = await response.json().catch((error) => {
+        throw asError(error);
+      });
+      return body.data;
     },
   };
   return http;

@@ -1,6 +1,5 @@
 // Long polling: one page of events, with the same cursor and order as the stream.
 
-import { afterCursor } from "./http.js";
 import type { Link } from "./link.js";
 
 const MARGIN = 10_000; // ms beyond the wait that a page may take
@@ -16,7 +15,8 @@ const exact = (_key: string, value: unknown, context?: { source: string }) =>
 /** Take the page after the cursor, waiting up to `wait` seconds for an event; return how many there were. */
 export async function takePage({ http, inbox, session }: Link, wait: number, signal: AbortSignal): Promise<number> {
   const { cursor } = inbox;
-  const response = await http.call(`/poll/${session}?wait=${wait}${afterCursor(cursor)}`, {
+  const after = cursor ? `&last_event_id=${encodeURIComponent(cursor)}` : "";
+  const response = await http.call(`/poll/${session}?wait=${wait}${after}`, {
     signal: AbortSignal.any([signal, AbortSignal.timeout(wait * 1000 + MARGIN)]),
   });
   const { events, last_event_id } = JSON.parse(await response.text(), exact).data;

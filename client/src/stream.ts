@@ -1,8 +1,7 @@
-// One event stream, by `fetch` or by the browser's EventSource: bytes to frames, no retrying.
+// One event stream by `fetch`: bytes to frames, no retrying.
 // https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 
 import { asError } from "./errors.js";
-import { afterCursor } from "./http.js";
 import type { Link } from "./link.js";
 
 const LONGEST = 2 ** 24; // characters of one event
@@ -65,23 +64,4 @@ export const readStream: Read = async (link, cursor, signal, alive, frame, retry
     alive();
     parse(decoder.decode(value, { stream: true }));
   }
-};
-
-/** Read it by the browser's EventSource, with a single-use ticket in the URL; `signal` has to be aborted in the end. */
-export const readEventSource: Read = async ({ http, session }, cursor, signal, alive, frame) => {
-  const ticket = await (await http.call(`/ticket/${session}`, { method: "POST", signal })).json();
-  return new Promise((resolve, reject) => {
-    const source = new EventSource(`${http.base}/events/${session}?token=${ticket.data.token}${afterCursor(cursor)}`);
-    let last = ""; // an EventSource repeats the last id beside events that have none
-    signal.onabort = () => {
-      source.close();
-      reject(signal.reason);
-    };
-    source.onerror = resolve;
-    source.onmessage = ({ data, lastEventId }) => {
-      alive();
-      frame(lastEventId === last ? null : lastEventId, data);
-      last = lastEventId;
-    };
-  });
 };

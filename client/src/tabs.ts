@@ -36,14 +36,20 @@ export function claimsOf(token: string): { sub?: string; exp?: number } {
   }
 }
 
-/** Run `lead` in one of the tabs that share `key` and follow it in the others; ends as `lead` does. */
+/**
+ * Run `lead` in one of the tabs that use this session of this service as the same subject, and follow it in the others;
+ * ends as `lead` does. Whose token names no subject is alone.
+ */
 export async function shareConnection(
   link: Link,
-  key: string,
   signal: AbortSignal,
   lead: (link: Link, signal: AbortSignal) => Promise<never>,
 ): Promise<never> {
-  const { http, inbox } = link;
+  const { http, inbox, session } = link;
+  const { sub } = claimsOf(await http.token());
+  signal.throwIfAborted();
+  if (!sub) return lead(link, signal);
+  const key = `agent-sse ${new URL(http.base, location.href)} ${session} ${sub}`;
   const channel = new BroadcastChannel(key);
   signal.addEventListener("abort", () => channel.close());
 

@@ -26,7 +26,7 @@ function client(session: string, token: string, options: ClientOptions = {}): SS
 }
 
 async function opened(session: string, options: ClientOptions = {}): Promise<SSEClient> {
-  const made = client(session, await service.token(session), options);
+  const made = client(session, service.token(session), options);
   made.connect();
   await phase(made, "open");
   return made;
@@ -34,8 +34,8 @@ async function opened(session: string, options: ClientOptions = {}): Promise<SSE
 
 test("the guide's callbacks get the events' data, and the connection opens with an Event", async () => {
   const session = newSession();
-  const agent = await service.agent(session);
-  const made = client(session, await service.token(session));
+  const agent = service.agent(session);
+  const made = client(session, service.token(session));
   const calls: unknown[] = [];
   const opening = new Promise<Event>((resolve) => {
     made.onConnectionOpen = resolve;
@@ -70,7 +70,7 @@ test("an event's raw text has every digit of a large number", async () => {
   const session = newSession();
   const made = await opened(session);
   const arrival = next(made, "event", (event) => event.type === "tool_result");
-  const token = await service.token(session, { sub: "agent", scope: "events:publish" });
+  const token = service.token(session, { sub: "agent", scope: "events:publish" });
   await fetch(`${service.base}/publish/${session}`, {
     method: "POST",
     headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" },
@@ -81,7 +81,7 @@ test("an event's raw text has every digit of a large number", async () => {
 
 test("a request is answered by its id, and a double click sends once", async () => {
   const session = newSession();
-  const agent = await service.agent(session);
+  const agent = service.agent(session);
   const made = await opened(session);
   const arrival = next(made, "event", (event) => event.type === "permission_request");
   const asked = agent(`/permission-request/${session}?wait=30`, {
@@ -101,7 +101,7 @@ test("a request is answered by its id, and a double click sends once", async () 
 
 test("an answer that loses throws the decision that won", async () => {
   const session = newSession();
-  const agent = await service.agent(session);
+  const agent = service.agent(session);
   const made = await opened(session);
   const arrival = next(made, "event", (event) => event.type === "permission_request");
   agent(`/permission-request/${session}`, { tool_name: "edit", parameters: {}, risk_level: "low", timeout: 60 });
@@ -120,7 +120,7 @@ test("approvePermission and checkHealth never throw", async () => {
   expect(await made.approvePermission(true)).toBe(false);
   expect(await made.checkHealth()).toBe(null);
   const session = newSession();
-  const here = client(session, await service.token(session));
+  const here = client(session, service.token(session));
   expect(await here.approvePermission(true)).toBe(false);
   expect((await here.checkHealth()).data.session_id).toBe(session);
   expect((await client(session, "bad").checkHealth()).success).toBe(false);
@@ -128,17 +128,17 @@ test("approvePermission and checkHealth never throw", async () => {
 
 test("request returns the body's data and throws typed errors", async () => {
   const session = newSession();
-  const made = client(session, await service.token(session));
+  const made = client(session, service.token(session));
   const found = await made.request<{ sessions: { session_id: string }[] }>("/sessions");
   expect(found.sessions.map((row) => row.session_id)).toEqual([session]);
   await expect(made.cancelCall("none")).rejects.toMatchObject({ status: 404, code: "unknown_call" });
 });
 
 test.each([
-  ["a bad token", "unauthorized", 401, async () => "bad"],
+  ["a bad token", "unauthorized", 401, () => "bad"],
   ["a token for another session", "forbidden", 403, () => service.token("another")],
 ])("%s ends the connection with %s", async (_, code, number, token) => {
-  const made = client(newSession(), await token());
+  const made = client(newSession(), token());
   const messages: string[] = [];
   made.onError = (message) => messages.push(message);
   made.connect();
@@ -155,7 +155,7 @@ test("a refused token is renewed once, by one call however many need it", async 
   const made = client(session, "bad", {
     tokenProvider: () => {
       calls++;
-      return service.token(session);
+      return Promise.resolve(service.token(session));
     },
   });
   const [health] = await Promise.all([made.checkHealth(), made.request("/sessions")]);
@@ -181,16 +181,16 @@ test("a second refusal in a row ends it", async () => {
 test("a token that expires while streaming ends it, or is renewed at once", async () => {
   const strict = await new Service({ AGENT_SSE_JWT_LEEWAY: "0" }).start();
   try {
-    const ended = client("s", await strict.token("s", { ttl: 2 }), { baseUrl: strict.base });
-    const renewed = client("s", await strict.token("s", { ttl: 2 }), {
+    const ended = client("s", strict.token("s", { ttl: 3 }), { baseUrl: strict.base });
+    const renewed = client("s", strict.token("s", { ttl: 3 }), {
       baseUrl: strict.base,
-      tokenProvider: () => strict.token("s"),
+      tokenProvider: async () => strict.token("s"),
     });
+    const end = ending(ended);
+    const again = next(renewed, "state", (state) => state.phase === "waiting").then(() => phase(renewed, "open"));
     ended.connect();
     renewed.connect();
-    await phase(renewed, "open");
-    const again = next(renewed, "state", (state) => state.phase === "waiting").then(() => phase(renewed, "open"));
-    expect(await ending(ended)).toMatchObject({ code: "unauthorized", status: null });
+    expect(await end).toMatchObject({ code: "unauthorized", status: null });
     await again;
   } finally {
     await strict.close();
@@ -200,10 +200,10 @@ test("a token that expires while streaming ends it, or is renewed at once", asyn
 test("a full service is retried after Retry-After", async () => {
   const small = await new Service({ AGENT_SSE_MAX_STREAMS_PER_SESSION: "1" }).start();
   try {
-    const first = client("s", await small.token("s"), { baseUrl: small.base });
+    const first = client("s", small.token("s"), { baseUrl: small.base });
     first.connect();
     await phase(first, "open");
-    const second = client("s", await small.token("s"), { baseUrl: small.base });
+    const second = client("s", small.token("s"), { baseUrl: small.base });
     second.connect();
     const { error, retryAt } = await next(second, "state", (state) => state.phase === "waiting");
     expect(error).toMatchObject({ code: "limited", status: 429 });
@@ -233,8 +233,8 @@ test("attempts are bounded, and connect() begins anew", async () => {
 test("a restart of the service loses nothing and doubles nothing", async () => {
   const own = await new Service().start();
   try {
-    const agent = await own.agent("s");
-    const made = client("s", await own.token("s"), {
+    const agent = own.agent("s");
+    const made = client("s", own.token("s"), {
       baseUrl: own.base,
       maxReconnectAttempts: 1000,
       maxReconnectDelay: 200,
@@ -255,7 +255,7 @@ test("a restart of the service loses nothing and doubles nothing", async () => {
 
 test("disconnect keeps the cursor, and connect goes on after it", async () => {
   const session = newSession();
-  const agent = await service.agent(session);
+  const agent = service.agent(session);
   const made = await opened(session, { lastEventId: "0-0" });
   const events = kept(made);
   const first = numbered(made, 1);
@@ -273,7 +273,7 @@ test("disconnect keeps the cursor, and connect goes on after it", async () => {
 
 test("a lost cursor is told by a stream_reset", async () => {
   const session = newSession();
-  const made = client(session, await service.token(session), { lastEventId: "5-5" });
+  const made = client(session, service.token(session), { lastEventId: "5-5" });
   const reset = next(made, "event", (event) => event.type === "stream_reset");
   made.connect();
   expect((await reset).data).toMatchObject({ reason: "history_expired" });
@@ -281,7 +281,7 @@ test("a lost cursor is told by a stream_reset", async () => {
 
 test("an open request is delivered once, though heartbeats say it again, and anew after a snapshot", async () => {
   const session = newSession();
-  const agent = await service.agent(session);
+  const agent = service.agent(session);
   await agent(`/permission-request/${session}`, {
     tool_name: "edit",
     parameters: {},
@@ -289,7 +289,7 @@ test("an open request is delivered once, though heartbeats say it again, and ane
     timeout: 60,
     idempotency_key: "k",
   });
-  const made = client(session, await service.token(session));
+  const made = client(session, service.token(session));
   const events = kept(made);
   const requests = () => events.filter((event) => event.type === "permission_request").length;
   made.connect();
@@ -301,8 +301,8 @@ test("an open request is delivered once, though heartbeats say it again, and ane
 
 test("the iterator yields every event, and ends with disconnect", async () => {
   const session = newSession();
-  const agent = await service.agent(session);
-  const made = client(session, await service.token(session), { lastEventId: "0-0" });
+  const agent = service.agent(session);
+  const made = client(session, service.token(session), { lastEventId: "0-0" });
   const events: ReceivedEvent[] = [];
   const reading = (async () => {
     for await (const event of made) {
@@ -325,7 +325,7 @@ test("the iterator yields every event, and ends with disconnect", async () => {
 
 test("several iterators each get everything, and one that is returned ends at once", async () => {
   const session = newSession();
-  const made = client(session, await service.token(session));
+  const made = client(session, service.token(session));
   const one = made[Symbol.asyncIterator]();
   const two = made[Symbol.asyncIterator]();
   expect((await one.next()).value).toBe((await two.next()).value);
@@ -344,7 +344,7 @@ test("a closed session ends it", async () => {
   const session = newSession();
   const made = await opened(session);
   const end = ending(made);
-  const agent = await service.agent(session);
+  const agent = service.agent(session);
   expect((await agent(`/sessions/${session}`, undefined, "DELETE")).status).toBe(200);
   expect(await end).toMatchObject({ code: "session_closed" });
 });

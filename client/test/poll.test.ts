@@ -19,7 +19,7 @@ async function behindProxy(
 ) {
   const proxy = new HoldingProxy(service.port);
   const baseUrl = `http://127.0.0.1:${await proxy.listen()}${PREFIX}`;
-  const client = new SSEClient(session, await service.token(session), {
+  const client = new SSEClient(session, service.token(session), {
     baseUrl,
     streamTimeout: 300,
     streamRetry: 300,
@@ -38,7 +38,7 @@ const via = (client: SSEClient, wanted: string) =>
   next(client, "state", (state) => state.phase === "open" && state.via === wanted);
 
 test("a stream that is held back is replaced by polls, and takes over when it gets through", async () => {
-  const agent = await service.agent("p1");
+  const agent = service.agent("p1");
   await agent("/publish/p1", status(0));
   await behindProxy("p1", async (client, proxy) => {
     const events = kept(client);
@@ -73,10 +73,10 @@ test("a stream that is held back is replaced by polls, and takes over when it ge
 });
 
 test("a poll's events are those of the stream, to the letter", async () => {
-  const agent = await service.agent("p2");
+  const agent = service.agent("p2");
   await agent("/publish/p2", status(0));
   await agent("/publish/p2", { type: "error", message: "away", code: "model_unavailable" });
-  const direct = new SSEClient("p2", await service.token("p2"), { baseUrl: service.base, lastEventId: "0-0" });
+  const direct = new SSEClient("p2", service.token("p2"), { baseUrl: service.base, lastEventId: "0-0" });
   const streamed = kept(direct);
   direct.connect();
   await next(direct, "event", (event) => event.type === "error");
@@ -107,7 +107,7 @@ test("a lost cursor is told by a stream_reset in a poll too", async () => {
 });
 
 test("polling goes on after the service's restart, without loss or doubles", async () => {
-  const agent = await service.agent("p4");
+  const agent = service.agent("p4");
   await behindProxy("p4", async (client) => {
     const events = kept(client);
     const polled = via(client, "poll");
