@@ -51,15 +51,21 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
 
 
 @pytest.fixture
-async def browser(chromium_binary: Path) -> AsyncIterator[Browser]:
+def browser_options() -> dict[str, Any]:
+    """More of Playwright's options for Chromium; a test overrides it by parametrizing."""
+    return {}
+
+
+@pytest.fixture
+async def browser(chromium_binary: Path, browser_options: dict[str, Any]) -> AsyncIterator[Browser]:
     """A Chromium of this test's own."""
-    async with chromium(chromium_binary) as started:
+    async with chromium(chromium_binary, **browser_options) as started:
         yield started
 
 
 @pytest.fixture
 def service_settings() -> dict[str, str]:
-    """The service's environment beside Redis; a module or a class overrides it."""
+    """The service's environment beside Redis; a test overrides it by parametrizing."""
     return {"AGENT_SSE_HEARTBEAT_INTERVAL": "1"}
 
 

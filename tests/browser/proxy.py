@@ -112,7 +112,7 @@ class Proxy:
         kind = (found and mimetypes.guess_type(path.name)[0]) or "text/plain"
         writer.write(
             f"HTTP/1.1 {'200 OK' if found else '404 Not Found'}\r\nContent-Type: {kind}; charset=utf-8\r\n"
-            f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n".encode()
+            f"Content-Length: {len(body)}\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n".encode()
         )
         writer.write(body)
         await writer.drain()

@@ -31,10 +31,10 @@ LOST = (r"net::ERR_", r"SSE连接错误")
 
 
 @asynccontextmanager
-async def chromium(path: Path) -> AsyncIterator[Browser]:
-    """A Chromium of the caller's own, without a window."""
+async def chromium(path: Path, **options: Any) -> AsyncIterator[Browser]:
+    """A Chromium of the caller's own, without a window; ``options`` are more of Playwright's `launch`."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS, **options)
         try:
             yield browser
         finally:
