@@ -2,6 +2,7 @@
 
 import { useVirtualizer } from "@tanstack/react-virtual";
 import { type KeyboardEvent, type RefObject, useLayoutEffect, useState } from "react";
+import { oneLine } from "../src/text.js";
 import type { Follower } from "./follower.js";
 import { useVersion } from "./hooks.js";
 import type { Entry } from "./log.js";
@@ -139,7 +140,7 @@ function EventRow({ entry, at, chosen, onChoose }: RowProps) {
       onClick={() => onChoose(entry)}
     >
       <time>{clock(timeOfId(entry.id) || entry.at)}</time>
-      <span className="kind">{entry.type}</span>
+      <span className="kind">{oneLine(entry.type, 60)}</span>
       <span className="what">{summaryOf(entry)}</span>
     </div>
   );

@@ -1,7 +1,7 @@
 // One event's JSON, indented or exactly as it arrived.
 
 import { useMemo, useState } from "react";
-import { parseExact, pretty, visible } from "../src/text.js";
+import { oneLine, parseExact, pretty, visible } from "../src/text.js";
 import { Code } from "./code.js";
 import type { Entry } from "./log.js";
 import { CopyButton } from "./notice.js";
@@ -20,11 +20,12 @@ interface Props {
 export function Inspector({ entry, onMove, onClose }: Props) {
   const texts = useTexts();
   const [indented, setIndented] = useState(true);
+  const type = oneLine(entry.type, 60); // a later service may know more of them
   const text = useMemo(() => (indented ? indent(entry.raw) : visible(entry.raw)), [entry, indented]);
   return (
     <section className="inspector" aria-labelledby="inspector-title">
       <div className="bar">
-        <h3 id="inspector-title">{entry.type}</h3>
+        <h3 id="inspector-title">{type}</h3>
         <span className="muted">{`${texts.id} ${entry.id ?? texts.snapshot} · ${texts.received} ${clock(entry.at)}`}</span>
       </div>
       <div className="buttons">
@@ -42,7 +43,7 @@ export function Inspector({ entry, onMove, onClose }: Props) {
           {texts.close}
         </button>
       </div>
-      <Code label={`JSON: ${entry.type}`} text={text.slice(0, DRAWN)} />
+      <Code label={`JSON: ${type}`} text={text.slice(0, DRAWN)} />
       {text.length > DRAWN && <p className="muted">{texts.more(text.length - DRAWN)}</p>}
     </section>
   );
