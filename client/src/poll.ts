@@ -16,8 +16,10 @@ const exact = (_key: string, value: unknown, context?: { source: string }) =>
 export async function takePage({ http, inbox, session }: Link, wait: number, signal: AbortSignal): Promise<number> {
   const { cursor } = inbox;
   const after = cursor ? `&last_event_id=${encodeURIComponent(cursor)}` : "";
+  const late = AbortSignal.timeout(wait * 1000 + MARGIN);
+  late.onabort = () => {}; // Node 20 forgets a timeout that nobody but `any` listens to
   const response = await http.call(`/poll/${session}?wait=${wait}${after}`, {
-    signal: AbortSignal.any([signal, AbortSignal.timeout(wait * 1000 + MARGIN)]),
+    signal: AbortSignal.any([signal, late]),
   });
   const { events, last_event_id } = JSON.parse(await response.text(), exact).data;
   signal.throwIfAborted();
