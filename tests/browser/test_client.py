@@ -19,8 +19,9 @@ from browser.recorded import has_results, opened, publish, start
 from browser.tabs import LOST, Agent, Room, decided
 from harness import ServiceProcess, Valkey, session_name, until
 
-MANY = {"retention_events": 10_000}
+MANY = {"retention_events": 100_000}
 UNDER_LOAD = 2000
+PACE = 0.001  # s between two events: some thousand last over both restarts
 NEVER = 600_000  # ms; a wait that no test sees the end of
 
 
@@ -97,6 +98,7 @@ async def test_client_loses_nothing_while_the_service_restarts_under_load(
         numbers = itertools.count()
         while (number := next(numbers)) < UNDER_LOAD or not over.is_set():
             await retaining.tool_result(session, "count", number)
+            await asyncio.sleep(PACE)
         return number
 
     publishing = asyncio.create_task(publish_throughout())
