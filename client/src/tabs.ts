@@ -9,7 +9,6 @@ import { takePage } from "./poll.js";
 import type { ConnectionState } from "./types.js";
 
 const BACKLOG = 1000; // messages kept while a follower catches up
-const QUIET = 3; // ticks without a word after which the leader is taken for frozen
 
 /** What tabs tell each other. */
 interface Message {
@@ -59,10 +58,23 @@ export async function shareConnection(
   };
 
   const follow = (over: AbortSignal, fail: (error?: unknown) => void) => {
-    let quiet = 0;
+    let quiet = false; // not a word for a heartbeat, so the leader was asked
+    let timer: ReturnType<typeof setTimeout> | undefined;
     let ready = false; // caught up once: the service has said yes to this tab's token
     let missed: Message[] | undefined; // while it catches up
     let tip: string | null;
+
+    // A leader that is silent for two heartbeats, and does not answer either, is frozen: another tab takes over.
+    const listen = () => {
+      clearTimeout(timer);
+      timer = setTimeout(silent, link.beat * (1 + Math.random() / 2));
+    };
+    const silent = () => {
+      if (quiet) return fail();
+      quiet = true;
+      listen();
+      say({ hello: true });
+    };
 
     const catchUp = async () => {
       missed = [];
@@ -83,12 +95,15 @@ export async function shareConnection(
 
     const hear = (message: Message) => {
       const { id, raw, previous, reset, state, beat } = message;
-      quiet = 0;
+      const { exp = Infinity } = claimsOf(`${http.token()}`);
       tip = message.tip;
       link.beat = beat;
+      quiet = false;
+      listen();
       if (missed) {
         if (missed.push(message) > BACKLOG) missed = [];
-      } else if (reset || !ready || isAfter(id ? previous : tip, inbox.cursor)) catchUp();
+      } else if (reset || !ready || (!id && exp * 1000 < Date.now()) || isAfter(id ? previous : tip, inbox.cursor))
+        catchUp();
       else if (raw) {
         try {
           inbox.take(id, raw);
@@ -102,16 +117,8 @@ export async function shareConnection(
     channel.onmessage = ({ data }) => {
       if (!data.hello) hear(data);
     };
-    const timer = setInterval(
-      async () => {
-        if (quiet++) say({ hello: true });
-        if (quiet > QUIET) fail();
-        const { exp = Infinity } = claimsOf(await http.token());
-        if (exp * 1000 < Date.now() && !missed) catchUp();
-      },
-      link.beat * (0.75 + Math.random() / 2),
-    );
-    over.addEventListener("abort", () => clearInterval(timer));
+    over.addEventListener("abort", () => clearTimeout(timer));
+    listen();
     say({ hello: true });
   };
 
