@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
-from playwright.async_api import Browser, async_playwright
 
 from agent_sse import SimpleNotifier
 from browser.members import EVERYTHING, Count, find_leader, joined
-from browser.tabs import FLAGS, Room
+from browser.tabs import Room
 from harness import session_name, until
 
-
-@pytest.fixture
-async def browser(chromium_binary: Path) -> AsyncIterator[Browser]:
-    """A Chromium with the back/forward cache, which Playwright turns off unless told otherwise."""
-    off = "--disable-back-forward-cache"
-    async with async_playwright() as playwright:
-        started = await playwright.chromium.launch(
-            executable_path=chromium_binary, args=FLAGS, ignore_default_args=[off]
-        )
-        yield started
-        await started.close()
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["leader", "follower"])

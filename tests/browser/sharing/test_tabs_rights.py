@@ -12,6 +12,8 @@ from browser.members import EVERYTHING, Count, Member, find_leader, joined, load
 from browser.tabs import Agent, Room, decided
 from harness import make_token, session_name
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 NOTHING_HIDDEN = ""
 NO_LOCKS = "delete Navigator.prototype.locks"
 NO_CHANNEL = "delete globalThis.BroadcastChannel"
@@ -119,7 +121,6 @@ async def test_tabs_alone_have_a_stream_each(
 # --- tokens that expire -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("service_settings", [{"AGENT_SSE_HEARTBEAT_INTERVAL": "1", "AGENT_SSE_JWT_LEEWAY": "0"}])
 @pytest.mark.parametrize("short", [0, 1], ids=["leader", "follower"])
 async def test_tabs_an_expired_token_ends_its_own_tab_only(room: Room, notifier: SimpleNotifier, short: int) -> None:
     """A token expires, the leader's or a follower's: that tab ends as `unauthorized`, the others lose nothing."""
@@ -147,7 +148,6 @@ async def test_tabs_an_expired_token_ends_its_own_tab_only(room: Room, notifier:
     assert not {19, len(count.ids) - 1} <= set(numbers)
 
 
-@pytest.mark.parametrize("service_settings", [{"AGENT_SSE_HEARTBEAT_INTERVAL": "1", "AGENT_SSE_JWT_LEEWAY": "0"}])
 async def test_tabs_a_follower_renews_its_token(room: Room, notifier: SimpleNotifier) -> None:
     """A follower whose token expires asks its `tokenProvider`, and goes on as a follower."""
     session = session_name()
@@ -213,8 +213,8 @@ async def test_tabs_answer_at_once_and_the_other_hears_what_won(room: Room, agen
     for member in members:
         member.tab.expect("status of 409")
     asking = agent.ask(session)
-    for member in members:
-        request = (await member.saw("permission_request"))["request_id"]
+    requests = [(await member.saw("permission_request"))["request_id"] for member in members]
+    request = requests[0]
     said = await race(members, [f"answer('{request}', true, 'yes')", f"answer('{request}', false, 'no')"])
     decision = await decided(asking)
     winner, loser = said if decision else said[::-1]
