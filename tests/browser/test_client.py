@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import signal
 import time
@@ -17,7 +18,7 @@ import pytest
 from agent_sse import SimpleNotifier
 from browser.recorded import has_results, opened, publish, start
 from browser.tabs import LOST, Agent, Room, decided
-from harness import ServiceProcess, Valkey, session_name, until
+from harness import ServiceProcess, Valkey, make_token, session_name, until
 
 MANY = {"retention_events": 100_000}
 UNDER_LOAD = 2000
@@ -50,21 +51,25 @@ async def test_client_loses_nothing_when_its_connection_tears(
 
 
 async def test_client_waits_offline_and_returns_with_the_network(room: Room, notifier: SimpleNotifier) -> None:
-    """Without a network it makes no attempt; with it, one at once, however long the backoff: nothing is missed."""
+    """Without a network it makes no attempt, in a minute neither; with it, one at once, however long the backoff."""
     session = session_name()
-    tab = await opened(await start(room, session, reconnectDelay=NEVER, maxReconnectDelay=NEVER))
+    tab = await room.open("client")
     tab.expect(*LOST)
+    await tab.page.clock.install()
+    options = {"reconnectDelay": NEVER, "maxReconnectDelay": NEVER}
+    await tab.do(f"start('{session}', '{make_token(session)}', {json.dumps(options)})")
+    await opened(tab)
     await publish(notifier, session, range(3))
     await has_results(tab, 3)
     await room.context.set_offline(True)
     room.proxy.cut()
     await tab.until("() => client.state.phase === 'offline'")
-    attempts = len(room.proxy.asked("/events/"))
     await publish(notifier, session, range(3, 6))
-    assert attempts == len(room.proxy.asked("/events/"))
+    await tab.page.clock.fast_forward(60_000)
     await room.context.set_offline(False)
     assert list(range(6)) == await has_results(tab, 6)
-    assert (await tab.do("client.state"))["phase"] == "open"
+    phases = await tab.do("states.map(({ phase }) => phase)")
+    assert ["connecting", "open"] == phases[phases.index("offline") + 1 :]
 
 
 @pytest.mark.parametrize("minutes", [30, 24 * 60])
@@ -115,11 +120,13 @@ async def test_client_loses_nothing_while_the_service_restarts_under_load(
 
 
 async def test_client_polls_behind_a_buffering_proxy_and_comes_back(room: Room, notifier: SimpleNotifier) -> None:
-    """A proxy holds streams back: events come by polls; once it lets them through, by a stream: each once, in order."""
+    """A proxy holds streams back: events come by polls. It lets one go that says what polls said already: the client is
+    back on a stream, and has each event once, in order."""
     session = session_name()
     room.proxy.buffering = True
-    tab = await opened(await start(room, session, streamTimeout=500, streamRetry=500), "poll")
+    tab = await opened(await start(room, session, streamTimeout=3000, streamRetry=100), "poll")
     assert room.proxy.asked("/poll/")
+    await until(lambda: len(room.proxy.asked("/events/")) >= 2 and room.proxy.streams, what="a stream held back")
     await publish(notifier, session, range(20))
     assert list(range(20)) == await has_results(tab, 20)
     publishing = asyncio.create_task(publish(notifier, session, range(20, 200)))
