@@ -13,6 +13,12 @@ from browser.tabs import LOST, Agent, Room, decided
 from harness import ServiceProcess, Valkey, make_token, session_name, until
 
 SECRET_VALUE = "sk-" + "a1B2c3D4" * 6
+# Keeps what a card says of its answer.
+NOTES = """(card) => {
+    const note = card.querySelector('.agent-sse-note');
+    window.notes = [];
+    new MutationObserver(() => notes.push(note.textContent)).observe(note, { subtree: true, childList: true });
+}"""
 NO_LEEWAY = {"AGENT_SSE_HEARTBEAT_INTERVAL": "1", "AGENT_SSE_JWT_LEEWAY": "0"}
 SCHEMA = {"type": "object", "properties": {"file": {"type": "string", "maxLength": 20}}}
 
@@ -70,6 +76,23 @@ async def test_component_approves(room: Room, agent: Agent) -> None:
     assert 1 == len(room.proxy.asked("POST "))
 
 
+async def test_component_takes_no_error_of_the_application_for_a_refusal(room: Room, agent: Agent) -> None:
+    """What `onDecision` throws is the page's error; the card never says that the answer was not recorded."""
+    session = session_name()
+    monitor = await show(room, session)
+    monitor.tab.expect("uncaught: .*push")
+    asking = agent.ask(session)
+    card = await monitor.steady("file_edit")
+    await card.evaluate(NOTES)
+    await monitor.tab.do("window.decisions = null")
+    await monitor.button("Approve file_edit").click()
+    assert await decided(asking)
+    await card.wait_for(state="detached")
+    await monitor.outcome("approved", "file_edit approved by alice")
+    assert ["Sending…"] == [note for note in await monitor.tab.do("notes") if note]
+    assert 1 == len(monitor.tab.errors)
+
+
 async def test_component_denies_with_a_reason(room: Room, agent: Agent) -> None:
     """Deny gives the agent a no with what was written beside it."""
     session = session_name()
@@ -96,8 +119,8 @@ async def test_component_remembers_an_answer_for_the_session(room: Room, agent: 
     assert again
     assert (again.resolved_by or "").startswith("grant:")
     other = agent.ask(session, {"file": "b.py"})
-    await (await monitor.steady("file_edit")).get_by_text("b.py").wait_for()
-    await monitor.button("Deny file_edit").click()
+    await card.get_by_text("b.py").wait_for()  # the first one's card is gone
+    await monitor.press("Deny", "file_edit")
     assert not await decided(other)
     critical = agent.ask(session, tool="wipe", risk="critical")
     assert 0 == await (await monitor.steady("wipe")).get_by_role("radio").count()

@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from agent_sse import SimpleNotifier
 from agent_sse.store import Publish
 from browser.monitor import Monitor, show
@@ -144,28 +142,31 @@ def told_apart(event: dict[str, Any], path: tuple[Any, ...], number: int) -> dic
     return {**event, "data": {**data, **{key: ids[key] for key in ids if key in data and path != ("data", key)}}}
 
 
-@pytest.mark.parametrize("kind", EVENTS)
-async def test_component_shows_hostile_fields_as_text(room: Room, notifier: SimpleNotifier, kind: str) -> None:
+async def test_component_shows_hostile_fields_as_text(room: Room, notifier: SimpleNotifier) -> None:
     """Each hostile text in each field of each event: nothing runs, nothing becomes an element, and where the field is
     shown it is the text itself, with what is invisible by its number. A value of the wrong kind breaks nothing."""
-    session = session_name()
-    monitor = await show(room, session)
-    wire = Wire(notifier, session)
+    monitor = await show(room, session_name())
+    wire = Wire(notifier, monitor.session)
+    for kind, event in EVENTS.items():
+        for path in fields(event):
+            await hostile_field(monitor, wire, kind, path)
+
+
+async def hostile_field(monitor: Monitor, wire: Wire, kind: str, path: tuple[Any, ...]) -> None:
+    name = "/".join(str(part) for part in (kind, *path))
     step = {"error": 1, "permission_cleared": 5}.get(kind, len(HOSTILE))  # how many of them are shown at a time
-    for at, path in enumerate(fields(EVENTS[kind])):
-        for first in range(0, len(HOSTILE), step):
-            texts = HOSTILE[first : first + step]
-            await wire.forget()
-            for number, text in enumerate(texts):
-                await wire.send(kind, told_apart(replaced(EVENTS[kind], path, text), path, number))
-            await wire.shown(monitor, f"mark{at}-{first}")
-            found = await monitor.tab.do(f"({CHECK})()")
-            words = found.pop("words")
-            assert CLEAN == found, path
-            missing = [text for text in texts if (expected(kind, path, text) or "") not in words]
-            assert [] == missing, (path, words)
-        for number, value in enumerate(ODD):
-            await wire.send(kind, told_apart(replaced(EVENTS[kind], path, value), path, 100 + number))
-        await wire.shown(monitor, f"odd{at}")
+    for first in range(0, len(HOSTILE), step):
+        texts = HOSTILE[first : first + step]
+        await wire.forget()
+        for number, text in enumerate(texts):
+            await wire.send(kind, told_apart(replaced(EVENTS[kind], path, text), path, number))
+        await wire.shown(monitor, f"{name} {first}")
         found = await monitor.tab.do(f"({CHECK})()")
-        assert CLEAN == {key: found[key] for key in CLEAN}, path
+        words = found.pop("words")
+        assert CLEAN == found, name
+        assert [] == [text for text in texts if (expected(kind, path, text) or "") not in words], (name, words)
+    for number, value in enumerate(ODD):
+        await wire.send(kind, told_apart(replaced(EVENTS[kind], path, value), path, 100 + number))
+    await wire.shown(monitor, name)
+    found = await monitor.tab.do(f"({CHECK})()")
+    assert CLEAN == {key: found[key] for key in CLEAN}, name

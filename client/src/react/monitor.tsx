@@ -144,7 +144,8 @@ function Requests({ agent, texts, moveFocus, onDecision }: RequestsProps): React
     async (requestId: string, given: Answer) => {
       const request = requests.find((one) => one.id === requestId);
       const result = await answer(requestId, given);
-      if (request !== undefined) onDecision?.({ request, answer: given, result });
+      // By itself: what the application throws here is not the service's refusal.
+      if (request !== undefined) queueMicrotask(() => onDecision?.({ request, answer: given, result }));
     },
     [requests, answer, onDecision],
   );

@@ -61,7 +61,7 @@ function Application() {
   return (
     <>
       <h1>An application</h1>
-      <label>
+      <label className="elsewhere">
         Elsewhere <input />
       </label>
       <h2>Its agent</h2>
