@@ -1,8 +1,11 @@
 import "./exact-json.js";
+import { createElement } from "react";
+import { renderToString } from "react-dom/server";
 import { describe, expect, test } from "vitest";
 import { arranged } from "../src/react/arranged.js";
 import { type DiffLine, diffLines } from "../src/react/diff.js";
 import { languageOf, messages } from "../src/react/messages.js";
+import { MCPToolMonitor } from "../src/react/monitor.js";
 import { readEdit, same } from "../src/react/patch.js";
 import { parseExact } from "../src/text.js";
 import type { ToolCall } from "../src/view.js";
@@ -160,5 +163,12 @@ describe("the texts", () => {
     [undefined, "en"],
   ])("a browser's %s is %s", (tag, expected) => {
     expect(languageOf(tag)).toBe(expected);
+  });
+});
+
+describe("on a server", () => {
+  test("the component is rendered without a session, in the language it is told, and asks nobody", () => {
+    const html = renderToString(createElement(MCPToolMonitor, { sessionId: "s1", token: "t", language: "zh" }));
+    expect([html.includes(messages.zh.disconnected), html.includes(messages.zh.noRequests)]).toEqual([true, true]);
   });
 });

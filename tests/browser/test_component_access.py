@@ -105,6 +105,36 @@ async def test_component_leaves_the_focus_to_who_is_writing(room: Room, agent: A
     assert "" == (await decided(asking)).reason
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "<dialog><button>OK</button></dialog>",
+        '<div role="dialog" aria-modal="true"><button>OK</button></div>',
+        '<div contenteditable="true">text</div>',
+        '<iframe srcdoc="<input>"></iframe>',
+    ],
+)
+async def test_component_takes_the_focus_out_of_no_other_place(room: Room, agent: Agent, place: str) -> None:
+    """A request takes no focus out of a dialog, a rich text, or a frame, of which nobody knows what is done there."""
+    session = session_name()
+    monitor = await listening(room, session)
+    await monitor.page.evaluate(
+        """(place) => {
+            document.body.insertAdjacentHTML('beforeend', place);
+            const node = document.body.lastElementChild;
+            node.showModal?.();
+            (node.querySelector('button') ?? node).focus();
+            window.before = document.activeElement;
+        }""",
+        place,
+    )
+    assert "body" != await monitor.tab.do("before.localName")
+    agent.ask(session)
+    await heard(monitor, "assertive: Permission requested: file_edit, High risk")
+    await monitor.steady("file_edit")
+    assert await monitor.tab.do("document.activeElement === before")
+
+
 async def test_component_without_move_focus_moves_none(room: Room, agent: Agent) -> None:
     """With `moveFocus={false}` the focus stays where it is."""
     session = session_name()
@@ -142,6 +172,28 @@ async def test_component_is_never_answered_by_accident(room: Room, agent: Agent)
     await monitor.button("Approve file_edit").press("Enter")
     assert "meant" == (await decided(asking)).reason
     assert 1 == len(room.proxy.asked("POST "))
+
+
+async def test_component_takes_no_click_meant_for_the_card_before(room: Room, valkey: Valkey) -> None:
+    """When a card goes and the next one moves into its place, a click there at once answers nothing."""
+    session = session_name()
+    monitor = await show(room, session)
+    async with several(valkey) as (_, agent):
+        first = agent.ask(session, tool="first")
+        await monitor.card("first").wait_for()
+        second = agent.ask(session, tool="second")
+        await monitor.steady("second")
+        await monitor.tab.do(
+            """() => new MutationObserver(() => {
+                const cards = document.querySelectorAll('[data-request]');
+                if (cards.length === 1) cards[0].querySelector('.approve-btn').click();
+            }).observe(document.querySelector('.agent-sse-requests'), { childList: true })"""
+        )
+        await monitor.press("Deny", "first")
+        assert not await decided(first)
+        await monitor.card("second").get_by_text("The list has just moved").wait_for()
+        assert not second.done()
+        assert 1 == len(room.proxy.asked("POST "))
 
 
 async def test_component_leaves_the_editor_by_escape(room: Room, agent: Agent) -> None:

@@ -34,11 +34,15 @@ function layoutTop(element: HTMLElement): number {
   return top;
 }
 
-/** Whether the user is writing, or choosing an answer: then nothing takes the focus away. */
-function busy(): boolean {
-  const active = document.activeElement;
+const WRITING = "input, textarea, select, [role=textbox], iframe, [data-request] *"; // what an iframe has is not known
+
+/** Whether the user is writing, choosing an answer, or in a dialog above the list: then nothing takes the focus away. */
+function busy(list: HTMLElement): boolean {
+  let active = document.activeElement;
+  while (active?.shadowRoot?.activeElement) active = active.shadowRoot.activeElement;
   if (!(active instanceof HTMLElement) || active === document.body) return false;
-  return active.matches("input, textarea, select, [data-request] *") || active.isContentEditable;
+  const modal = active.closest("dialog[open], [aria-modal=true]");
+  return active.matches(WRITING) || active.isContentEditable || (modal !== null && !modal.contains(list));
 }
 
 /**
@@ -72,7 +76,7 @@ export function useRequestFocus(list: RefObject<HTMLElement | null>, ids: readon
       return;
     }
     const fresh = ids.find((id) => !before.includes(id));
-    if (fresh !== undefined && !busy()) focusHeading(node, fresh);
+    if (fresh !== undefined && !busy(node)) focusHeading(node, fresh);
   }, [list, ids, enabled]);
 }
 
