@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 VARIABLE = "AGENT_SSE_TEST_CHROMIUM"
@@ -37,9 +38,16 @@ def find() -> Path | None:
         if not runs(named):
             raise NoChromium(f"{VARIABLE} is {named!r}, which does not run: name a Chromium or Chrome, or unset it")
         return Path(named)
-    on_path = (found for name in NAMES if (found := shutil.which(name)) is not None)
-    # Ubuntu's `chromium-browser` may be a stub that only says "install the snap".
-    return next((Path(path) for path in (*on_path, *MAC_APPS, _of_playwright()) if path and runs(path)), None)
+    # Ubuntu's `chromium-browser` may be a stub that only says "install the snap", so what is there has to run.
+    return next((Path(path) for path in _candidates() if runs(path)), None)
+
+
+def _candidates() -> Iterator[str]:
+    yield from (path for name in NAMES if (path := shutil.which(name)) is not None)
+    yield from (path for path in MAC_APPS if Path(path).exists())
+    done = subprocess.run([sys.executable, "-c", PLAYWRIGHT_PATH], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        yield done.stdout.strip()
 
 
 def runs(path: str) -> bool:
@@ -48,12 +56,6 @@ def runs(path: str) -> bool:
         return subprocess.run([path, "--version"], capture_output=True, timeout=60, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
-
-
-def _of_playwright() -> str | None:
-    done = subprocess.run([sys.executable, "-c", PLAYWRIGHT_PATH], capture_output=True, text=True, check=False)
-    path = done.stdout.strip()
-    return path if done.returncode == 0 and Path(path).exists() else None
 
 
 def install() -> Path:
