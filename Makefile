@@ -103,5 +103,5 @@ lock: setup ## write requirements/*.txt anew from pyproject.toml
 	$(COMPILE) --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 
 clean: ## remove .venv, caches and build results
-	rm -rf $(VENV) tests/servers/node_modules client/node_modules client/dist build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/servers/node_modules client/node_modules client/dist examples/react/node_modules examples/react/dist build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

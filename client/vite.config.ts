@@ -8,7 +8,7 @@ export default defineConfig({
     sourcemap: true,
     minify: true,
     lib: {
-      entry: { index: "src/index.ts", react: "src/react/index.ts" },
+      entry: { index: "src/index.ts", react: "src/react/styled.ts" },
       formats: ["es"],
       cssFileName: "react",
     },

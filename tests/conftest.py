@@ -17,7 +17,7 @@ from harness import Valkey, Way
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on the settings of who runs it."""
     for name in list(os.environ):
-        if name.startswith("AGENT_SSE_") and name != "AGENT_SSE_TEST_SERVER":
+        if name.startswith("AGENT_SSE_") and not name.startswith("AGENT_SSE_TEST_"):
             monkeypatch.delenv(name)
 
 

@@ -88,6 +88,8 @@ def test_package_tarball_holds_what_is_built_and_nothing_else(tarball: Path) -> 
     assert set() == stray
     homes = (str(MODULES.parent).encode(), str(tarball.parent).encode())
     assert [] == [name for name, text in texts.items() if any(home in text for home in homes)]
+    # A declaration that names a style sheet does not type-check where nothing declares style sheets.
+    assert [] == [name for name, text in texts.items() if name.endswith(".d.ts") and b".css" in text]
     assert "dependencies" not in json.loads(texts["package.json"])
 
 

@@ -1,7 +1,5 @@
 // The package's `/react`: the component, its parts and the hooks.
 
-import "./styles.css";
-
 export { ConnectionBadge, type ConnectionBadgeProps, RiskBadge, StatusBadge } from "./badge.js";
 export { ToolCallCard, type ToolCallCardProps } from "./call-card.js";
 export {
