@@ -13,6 +13,7 @@ export function Connection({ follower }: { follower: Follower }) {
   const words = messages[useLanguage()];
   const { connection: state, session } = useShared(follower);
   const { heartbeatAt } = session;
+  const { lastByteAt } = follower;
   const now = useNow();
   const since = (time: number) => texts.ago(remaining(Math.floor(Math.max(0, now - time) / 1000) * 1000, words));
   return (
@@ -20,7 +21,7 @@ export function Connection({ follower }: { follower: Follower }) {
       <ConnectionBadge connection={state} onReconnect={session.closed ? undefined : follower.connect} />
       <p className="muted pulse">
         {state.attempt > 0 && <span>{texts.attempt(state.attempt)}</span>}
-        {state.lastByteAt !== null && <span>{`${texts.lastByte} ${since(state.lastByteAt)}`}</span>}
+        {lastByteAt !== null && <span>{`${texts.lastByte} ${since(lastByteAt)}`}</span>}
         {state.phase === "open" && heartbeatAt !== null && <span>{`${texts.heartbeat} ${since(heartbeatAt)}`}</span>}
       </p>
       {state.phase === "idle" && (

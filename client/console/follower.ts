@@ -44,6 +44,11 @@ export class Follower {
     this.#stops = [stopEvents, this.#store.subscribe(() => this.#changed())];
   }
 
+  /** When the last byte arrived, Unix milliseconds. The connection's state, which is told when it changes, is older. */
+  get lastByteAt(): number | null {
+    return this.#store.client.state.lastByteAt;
+  }
+
   /** End the connection for good; nothing is drawn afterwards. */
   close(): void {
     for (const stop of this.#stops) stop();

@@ -11,7 +11,7 @@ import type { OpenRequest, Outcome } from "../src/view.js";
 import type { Follower } from "./follower.js";
 import { useShared } from "./hooks.js";
 import { CopyButton } from "./notice.js";
-import { useStatusText, useTexts } from "./texts.js";
+import { useTexts, wordOf } from "./texts.js";
 import { clock } from "./time.js";
 
 const OUTCOMES = 5;
@@ -100,13 +100,12 @@ function Outcomes({ outcomes }: { outcomes: readonly Outcome[] }) {
 function OutcomeRow({ outcome: { at, tool, outcome, edited, resolvedBy, reason } }: { outcome: Outcome }) {
   const texts = useTexts();
   const words = messages[useLanguage()];
-  const statusText = useStatusText();
   const more = [edited && words.withEdits, resolvedBy && texts.by(oneLine(resolvedBy, 100)), oneLine(reason, 300)];
   return (
     <li>
       <time>{at === null ? "" : clock(at)}</time> <strong>{oneLine(tool, 200)}</strong>{" "}
       <span className="tag" data-tone={outcome}>
-        {statusText(outcome)}
+        {wordOf(words.outcome, outcome)}
       </span>{" "}
       <span className="muted">{more.filter(Boolean).join(" · ")}</span>
     </li>

@@ -231,11 +231,16 @@ export function useTexts(): Texts {
   return TEXTS[useLanguage()];
 }
 
-/** A status or an outcome in words; one that is not known as it came. */
+/** A status or an outcome in words, as a label; one that is not known as it came. */
 export function useStatusText(): (status: string) => string {
   const { status: statuses, outcome: outcomes } = messages[useLanguage()];
   return (status) => {
-    const known = { ...outcomes, ...statuses };
-    return (Object.hasOwn(known, status) ? known[status] : undefined) ?? visible(status);
+    const word = wordOf({ ...outcomes, ...statuses }, status);
+    return word.charAt(0).toUpperCase() + word.slice(1);
   };
+}
+
+/** The word for a value of a field; one that is not known as it came. */
+export function wordOf(words: Readonly<Record<string, string>>, value: string): string {
+  return (Object.hasOwn(words, value) ? words[value] : undefined) ?? visible(value);
 }
