@@ -63,8 +63,10 @@ export class SSEClient {
       http: makeHttp(baseUrl, token, tokenProvider),
       session: encodeURIComponent(sessionId),
       options,
-      inbox: makeInbox(lastEventId, (event, previous) => {
+      inbox: makeInbox(lastEventId, (event, previous, again) => {
         link.relay?.(event, previous);
+        this.#emit("", event);
+        if (again) return;
         this.#emit("event", event);
         this.#emit(event.type, event.data, event);
       }),
@@ -81,7 +83,8 @@ export class SSEClient {
     };
     this.#link = link;
     this.#target.addEventListener("open", (event) => this.onConnectionOpen?.(event));
-    this.on("event", ({ type, data }) => {
+    // The guide's callbacks get an open request again too: a page with one card may have lost it.
+    this.#listen("", ({ type, data }: ReceivedEvent) => {
       const { timestamp, message } = data as { timestamp?: unknown; message?: unknown };
       const values: Record<string, unknown> = { heartbeat: timestamp, error: message };
       (this as unknown as Record<string, Listener | undefined>)[callbackOf(type)]?.(values[type] ?? data);
@@ -156,6 +159,10 @@ export class SSEClient {
   on<K extends EventType>(type: K, listener: (data: EventData[K], event: ReceivedEvent<K>) => void): () => void;
   on<K extends keyof ClientEvents>(type: K, listener: (value: ClientEvents[K]) => void): () => void;
   on(type: string, listener: Listener): () => void {
+    return this.#listen(type, listener);
+  }
+
+  #listen(type: string, listener: Listener) {
     const own = (event: Event) => listener(...(event as CustomEvent).detail);
     this.#target.addEventListener(type, own);
     return () => this.#target.removeEventListener(type, own);
@@ -200,12 +207,12 @@ export class SSEClient {
   }
 
   /**
-   * Approve or deny the request shown: `requestId`, else the oldest open one. Returns whether the decision stands;
+   * Approve or deny the request shown: `requestId`, else the one that was delivered last. Returns whether the decision stands;
    * never throws. The same answer to the same request is sent once.
    */
   approvePermission(approved: boolean, reason = "", requestId?: string): Promise<boolean> {
     const { http, inbox, session } = this.#link;
-    const id = requestId ?? inbox.shown();
+    const id = requestId ?? inbox.shown;
     const key = `${approved} ${id}`;
     if (this.#answer?.key === key) return this.#answer.sent;
     const sent = http

@@ -15,8 +15,8 @@ export const isAfter = (a: string | null | undefined, b: string | null): boolean
 export interface Inbox {
   /** Where to go on: the id of the last event. Null before the first, and while a snapshot is under way. */
   cursor: string | null;
-  /** Return the oldest open request that was shown, else the last one that was. */
-  shown(): string | undefined;
+  /** The id of the request that was delivered last, a repeat included: what a page with one card shows. */
+  shown?: string;
   /** Take an event's text; what was taken before is dropped. Throws AgentSSEError where the event ends the stream. */
   take(id: string | null | undefined, raw: string): void;
   /** Move the cursor to `id`, forward only. */
@@ -25,34 +25,35 @@ export interface Inbox {
   renew(): void;
 }
 
-/** Return an inbox that goes on after `cursor` and hands each event to `deliver`, with the cursor before it. */
+/**
+ * Return an inbox that goes on after `cursor` and hands each event to `deliver`, with the cursor before it, and whether it
+ * only says an open request again.
+ */
 export function makeInbox(
   cursor: string | null,
-  deliver: (event: ReceivedEvent, previous: string | null) => void,
+  deliver: (event: ReceivedEvent, previous: string | null, again: boolean) => void,
 ): Inbox {
   const requests = new Map<string, boolean>(); // whether it is open, by id
   const inbox: Inbox = {
     cursor,
-    shown() {
-      const ids = [...requests.keys()];
-      return ids.find((id) => requests.get(id)) ?? ids.pop();
-    },
     take(id = null, raw) {
       if (id && !isAfter(id, inbox.cursor)) return;
       const { type, data, ...top } = JSON.parse(raw);
       const request = data?.request_id;
       const previous = inbox.cursor;
+      const again = type === "permission_request" && requests.get(request);
       inbox.prime(id);
       if (type === "stream_reset") inbox.renew();
       if (type === "permission_cleared")
         for (const one of request ? [request] : requests.keys()) requests.set(one, false);
       if (type === "permission_request") {
-        if (requests.has(request)) return; // heartbeats say open ones again
+        if (again === false) return; // a repeat that crossed its clearing
         requests.set(request, true);
+        inbox.shown = request;
       }
       if (requests.size > REMEMBERED) requests.delete(requests.keys().next().value as string);
       if (type === "heartbeat") id = null; // EventSource says the cursor beside it
-      deliver({ id, type, data: data ?? top, raw } as ReceivedEvent, previous);
+      deliver({ id, type, data: data ?? top, raw } as ReceivedEvent, previous, !!again);
       if (!id && type === "error") {
         throw new AgentSSEError(top.code === "token_expired" ? "unauthorized" : top.code, top.message);
       }

@@ -9,6 +9,7 @@ import { takePage } from "./poll.js";
 import type { ConnectionState } from "./types.js";
 
 const BACKLOG = 1000; // messages kept while a follower catches up
+const RELAYED = /^(heartbeat|permission_request)$/; // also without an id
 
 /** What tabs tell each other. */
 interface Message {
@@ -137,7 +138,8 @@ export async function shareConnection(
             link.relay = ({ id, type, raw, data } = {}, previous) =>
               say({
                 id,
-                raw: (id || type === "heartbeat" || (data as { code?: string })?.code === "session_closed") && raw,
+                raw:
+                  (id || RELAYED.test(type as string) || (data as { code?: string })?.code === "session_closed") && raw,
                 previous,
                 reset: type === "stream_reset",
               });

@@ -292,11 +292,16 @@ test("an open request is delivered once, though heartbeats say it again, and ane
   const made = client(session, service.token(session));
   const events = kept(made);
   const requests = () => events.filter((event) => event.type === "permission_request").length;
+  const shown: string[] = [];
+  made.onPermissionRequest = (request) => shown.push(request.request_id);
   made.connect();
   await next(made, "event", (event) => event.type === "permission_request");
   await next(made, "event", (event) => event.type === "heartbeat");
   await next(made, "event", (event) => event.type === "heartbeat");
   expect(requests()).toBe(1);
+  // The guide's callback is told each time: its component may have erased its one card.
+  expect(shown.length).toBeGreaterThan(1);
+  expect(new Set(shown).size).toBe(1);
 });
 
 test("the iterator yields every event, and ends with disconnect", async () => {
