@@ -19,6 +19,13 @@ CALLS = 250
 CALLS_SHOWN = 200  # the last ones
 DRAWN = 200  # rows of events; far fewer fit
 RETENTION = 20_000
+# A hidden tab has no animation frames; Chromium without a window hides none, so they are held back here.
+HOLD_FRAMES = """(() => {
+    const frames = [];
+    const draw = window.requestAnimationFrame;
+    window.hide = () => { window.requestAnimationFrame = (frame) => frames.push(frame); };
+    window.show = () => { window.requestAnimationFrame = draw; frames.splice(0).forEach((frame) => draw(frame)); };
+})()"""
 
 
 @pytest.fixture
@@ -106,3 +113,24 @@ async def test_console_opens_on_ten_thousand_events(room: Room, notifier: Simple
     await all_work(console, f"^{KEPT}$")
     await console.page.reload()
     await expect(console.count).to_have_text(str(KEPT))
+
+
+async def test_console_catches_up_when_its_tab_is_seen_again(
+    room: Room, notifier: SimpleNotifier, agent: Agent
+) -> None:
+    """While the tab is hidden nothing is drawn, but all is kept and the title says that a request waits; seen again it
+    shows everything."""
+    session = session_name()
+    await room.context.add_init_script(HOLD_FRAMES)
+    console = await open_console(room, session)
+    await notifier.error(session, "seen")
+    await expect(console.count).to_have_text("1")
+    await console.tab.do("hide()")
+    await publish(notifier, session, 0, KEPT)
+    asking = agent.ask(session, tool="delete")
+    await expect(console.page).to_have_title(re.compile(r"^\(1\) "))
+    assert 1 == await console.events.count()
+    await console.tab.do("show()")
+    await expect(console.count).to_have_text(re.compile(f"^{KEPT} · [0-9] older ones dropped$"))
+    await console.press("Deny", "delete")
+    assert not await decided(asking)
