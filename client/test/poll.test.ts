@@ -124,3 +124,25 @@ test("polling goes on after the service's restart, without loss or doubles", asy
     expect(client.state.via).toBe("poll");
   });
 });
+
+test("a stream that falls silent is given up after two heartbeats, and resumed without loss", async () => {
+  const agent = service.agent("p5");
+  await behindProxy("p5", async (client, proxy) => {
+    proxy.buffering = false;
+    const events = kept(client);
+    const opened = next(client, "event", (event) => event.type === "permission_cleared");
+    client.connect();
+    await opened;
+    const first = numbered(client, 1);
+    await agent("/publish/p5", status(1));
+    await first;
+    proxy.stall();
+    const waiting = next(client, "state", (state) => state.phase === "waiting");
+    const second = numbered(client, 2);
+    await agent("/publish/p5", status(2));
+    expect((await waiting).error).toMatchObject({ code: "network" });
+    await second;
+    expect(numbers(events)).toEqual([1, 2]);
+    expect(client.state.via).toBe("stream");
+  });
+});

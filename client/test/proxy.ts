@@ -1,11 +1,13 @@
 // A proxy in front of the service that holds streams back, as some networks do, until it is told to let them through.
 
-import { createServer, request, type Server } from "node:http";
+import { createServer, type IncomingMessage, request, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 
 /** Forwards to 127.0.0.1:`port`; while `buffering`, what a stream says stays here. */
 export class HoldingProxy {
   buffering = true;
+  /** The streams that are open now. */
+  readonly #streams = new Set<IncomingMessage>();
   /** Paths that were asked for, with their queries. */
   readonly asked: string[] = [];
   readonly #server: Server;
@@ -20,6 +22,7 @@ export class HoldingProxy {
         if (held) return response.resume(); // nothing comes out, not even the head
         answer.writeHead(response.statusCode ?? 502, response.headers);
         answer.flushHeaders();
+        if (path.includes("/events/")) this.#streams.add(response);
         return response.pipe(answer);
       });
       onward.on("error", () => answer.destroy());
@@ -32,6 +35,12 @@ export class HoldingProxy {
   async listen(): Promise<number> {
     await new Promise<void>((resolve) => this.#server.listen(0, "127.0.0.1", resolve));
     return (this.#server.address() as AddressInfo).port;
+  }
+
+  /** Let the streams that are open now say nothing more, without ending them. */
+  stall(): void {
+    for (const stream of this.#streams) stream.unpipe().resume();
+    this.#streams.clear();
   }
 
   /** Cut what is open and stop listening. */
