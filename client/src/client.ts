@@ -145,10 +145,10 @@ export class SSEClient {
 
   /** Close the connection. `connect()` goes on after `lastEventId`. */
   disconnect(): void {
-    if (this.state.phase === "idle") return;
+    const { phase } = this.state;
     this.#life.abort();
     this.#link.set({ phase: "idle", via: null, retryAt: null });
-    this.#emit("end", null);
+    if (!/^(idle|ended)$/.test(phase)) this.#emit("end", null); // else it was told already
   }
 
   #emit(type: string, ...detail: unknown[]) {
@@ -266,5 +266,6 @@ const shownOf = ({ phase, via, attempt, retryAt }: ConnectionState) => `${[phase
 async function follow(link: Link, signal: AbortSignal): Promise<never> {
   const tabs =
     link.options.shareTabs !== false && globalThis.navigator?.locks && (await import("./tabs.js").catch(() => null));
+  signal.throwIfAborted();
   return tabs ? tabs.shareConnection(link, signal, keepConnected) : keepConnected(link, signal);
 }

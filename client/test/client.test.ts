@@ -147,6 +147,11 @@ test.each([
   expect(error).toMatchObject({ code, status: number });
   expect(messages).toEqual([error.message]);
   expect(made.state).toMatchObject({ phase: "ended", error });
+  const ends: unknown[] = [];
+  made.on("end", (again) => ends.push(again));
+  made.disconnect();
+  expect(made.state.phase).toBe("idle");
+  expect(ends).toEqual([]);
 });
 
 test("a refused token is renewed once, by one call however many need it", async () => {
