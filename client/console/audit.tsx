@@ -73,7 +73,7 @@ function Entry({ entry }: { entry: AuditEntry }) {
           <span className="tag" data-tone={outcome}>
             {outcome}
           </span>{" "}
-          <span className="muted">{[by.join(" "), oneLine(entry.reason, 200)].filter(Boolean).join(" · ")}</span>
+          <span className="muted">{[...by, oneLine(entry.reason, 200)].filter(Boolean).join(" · ")}</span>
         </summary>
         {open && <Code label={oneLine(about, 100)} text={cut(pretty(entry), 50_000)} />}
       </details>

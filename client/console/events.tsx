@@ -1,7 +1,7 @@
 // The list of events: only the rows that are seen are in the page, however many there are. One is chosen at a time.
 
 import { useVirtualizer } from "@tanstack/react-virtual";
-import { type KeyboardEvent, type RefObject, useLayoutEffect, useState } from "react";
+import { type KeyboardEvent, type RefObject, useEffect, useLayoutEffect, useState } from "react";
 import { oneLine } from "../src/text.js";
 import type { Follower } from "./follower.js";
 import { useVersion } from "./hooks.js";
@@ -79,6 +79,15 @@ function useStayInPlace(follower: Follower, box: Props["box"], atEnd: boolean): 
     if (atEnd) box.current.scrollTop = box.current.scrollHeight;
     else if (dropped > 0) box.current.scrollTop = Math.max(0, box.current.scrollTop - dropped * ROW);
   }, [version, atEnd]);
+  useEffect(() => {
+    const node = box.current;
+    if (node === null || !atEnd) return;
+    const sizes = new ResizeObserver(() => {
+      node.scrollTop = node.scrollHeight;
+    });
+    sizes.observe(node);
+    return () => sizes.disconnect();
+  }, [box, atEnd]);
 }
 
 /** Scroll as little as shows the whole row of another one that is chosen. */

@@ -107,6 +107,29 @@ async def test_console_pauses_and_goes_on(room: Room, notifier: SimpleNotifier) 
     await expect(console.events).to_have_count(1)
 
 
+async def test_console_stays_at_the_newest_event(room: Room, notifier: SimpleNotifier) -> None:
+    """The newest event is in sight as others come and when the window's size changes, until the user scrolls away; a
+    button leads back to it."""
+    session = session_name()
+    console = await open_console(room, session)
+    for number in range(60):
+        await notifier.error(session, f"number {number}")
+    newest = console.events.filter(has_text="number 59")
+    await expect(newest).to_be_in_viewport(ratio=0.9)
+    for width, height in ((1000, 640), (1400, 900), (1000, 620)):
+        await console.page.set_viewport_size({"width": width, "height": height})
+        await expect(newest).to_be_in_viewport(ratio=0.9)
+    await console.page.locator(".events").hover()
+    await console.page.mouse.wheel(0, -600)
+    await expect(newest).not_to_be_in_viewport()
+    await notifier.error(session, "number 60")
+    await expect(console.count).to_have_text("61")
+    await expect(console.events.filter(has_text="number 60")).not_to_be_in_viewport()
+    await console.button("To the newest").click()
+    await expect(console.events.filter(has_text="number 60")).to_be_in_viewport(ratio=0.9)
+    await expect(console.button("To the newest")).to_have_count(0)
+
+
 async def test_console_exports_what_is_shown(room: Room, notifier: SimpleNotifier, valkey: Valkey) -> None:
     """The saved file has the shown events, one JSON object a line, each exactly as the service sent it."""
     session = session_name()
