@@ -9,12 +9,15 @@ import { takePage } from "./poll.js";
 import type { ConnectionState } from "./types.js";
 
 const BACKLOG = 1000; // messages kept while a follower catches up
+const GREETING = 2000; // ms that a newcomer gives the leader to answer, as if it were a heartbeat's interval
 const RELAYED = /^(heartbeat|permission_request)$/; // also without an id
 
 /** What tabs tell each other. */
 interface Message {
   /** A follower asks whether the leader is there. */
   hello?: boolean;
+  /** Somebody looks at the follower: the leader is not to wait any longer. */
+  wake?: boolean;
   state: ConnectionState;
   beat: number;
   /** The leader's cursor. */
@@ -46,9 +49,16 @@ export async function shareConnection(
   lead: (link: Link, signal: AbortSignal) => Promise<never>,
 ): Promise<never> {
   const { http, inbox, session } = link;
-  const { sub } = claimsOf(await http.token());
+  const claims = async () => {
+    try {
+      return claimsOf(await http.token());
+    } catch {
+      return {}; // whoever needs a token for a request tries again
+    }
+  };
+  const { sub } = await claims();
   signal.throwIfAborted();
-  if (!sub) return lead(link, signal);
+  if (!sub || !globalThis.BroadcastChannel) return lead(link, signal);
   const key = `agent-sse ${new URL(http.base, location.href)} ${session} ${sub}`;
   const channel = new BroadcastChannel(key);
   signal.addEventListener("abort", () => channel.close());
@@ -61,14 +71,15 @@ export async function shareConnection(
   const follow = (over: AbortSignal, fail: (error?: unknown) => void) => {
     let quiet = false; // not a word for a heartbeat, so the leader was asked
     let timer: ReturnType<typeof setTimeout> | undefined;
-    let ready = false; // caught up once: the service has said yes to this tab's token
+    let pace = Math.min(link.beat, GREETING);
+    let good = 0; // until when this tab's token needs no new yes of the service, Unix ms; 0 before the first
     let missed: Message[] | undefined; // while it catches up
     let tip: string | null;
 
     // A leader that is silent for two heartbeats, and does not answer either, is frozen: another tab takes over.
     const listen = () => {
       clearTimeout(timer);
-      timer = setTimeout(silent, link.beat * (1 + Math.random() / 2));
+      timer = setTimeout(silent, pace * (1 + Math.random() / 2));
     };
     const silent = () => {
       if (quiet) return fail();
@@ -81,7 +92,8 @@ export async function shareConnection(
       missed = [];
       try {
         await takePage(link, 0, over);
-        ready = true;
+        const { exp = Infinity } = await claims();
+        good = Math.max(exp * 1000, Date.now() + link.beat);
       } catch (thrown) {
         const error = asError(thrown);
         if (isFinal(error)) fail(error);
@@ -91,34 +103,34 @@ export async function shareConnection(
       missed = undefined;
       if (over.aborted) return;
       waiting.forEach(hear);
-      if (!missed && (!ready || isAfter(tip, inbox.cursor))) catchUp();
+      if (!missed && (!good || isAfter(tip, inbox.cursor))) catchUp();
     };
 
     const hear = (message: Message) => {
       const { id, raw, previous, reset, state, beat } = message;
-      const { exp = Infinity } = claimsOf(`${http.token()}`);
       tip = message.tip;
-      link.beat = beat;
+      pace = link.beat = beat;
       quiet = false;
       listen();
+      if (!missed && (reset || good < Date.now() || isAfter(id ? previous : tip, inbox.cursor))) catchUp();
       if (missed) {
-        if (missed.push(message) > BACKLOG) missed = [];
-      } else if (reset || !ready || (!id && exp * 1000 < Date.now()) || isAfter(id ? previous : tip, inbox.cursor))
-        catchUp();
-      else if (raw) {
+        // Heard again afterwards, for the state that it says, and for an event that the page did not have.
+        if (missed.push({ ...message, reset: false }) > BACKLOG) missed = [];
+      } else if (raw) {
         try {
           inbox.take(id, raw);
         } catch (error) {
           fail(error);
         }
       }
-      link.set({ ...state, phase: ready ? state.phase : "connecting", lastByteAt: Date.now() });
+      link.set({ ...state, phase: good ? state.phase : "connecting", lastByteAt: Date.now() });
     };
 
     channel.onmessage = ({ data }) => {
       if (!data.hello) hear(data);
     };
     over.addEventListener("abort", () => clearTimeout(timer));
+    link.wake = () => say({ hello: true, wake: true });
     listen();
     say({ hello: true });
   };
@@ -132,7 +144,9 @@ export async function shareConnection(
         navigator.locks
           .request(key, steal ? { steal } : { signal: following.signal }, () => {
             following.end();
+            link.wake = () => {};
             channel.onmessage = ({ data }) => {
+              if (data.wake) link.wake?.();
               if (data.hello) say({});
             };
             link.relay = ({ id, type, raw, data } = {}, previous) =>

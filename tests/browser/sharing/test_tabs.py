@@ -228,3 +228,24 @@ async def test_tabs_a_follower_without_a_token_disturbs_nobody(room: Room, notif
     assert [] == await follower.numbers()
     await follower.tab.do(f"tokens.push('{make_token(session)}')")
     await count.check([leader, follower])
+
+
+async def test_tabs_one_whose_first_token_fails_connects_all_the_same(room: Room, notifier: SimpleNotifier) -> None:
+    """A `tokenProvider` that fails at first, as it does without a network, delays a tab and does not end it."""
+    session = session_name()
+    count = Count(notifier, session)
+    (member,) = await load(room, 1)
+    await member.tab.page.evaluate(
+        """([session, token]) => {
+            window.asked = 0;
+            const tokenProvider = async () => {
+                if (++asked <= 2) throw new Error("no network");
+                return token;
+            };
+            join(session, "", { lastEventId: "0-0", reconnectDelay: 50, tokenProvider });
+        }""",
+        [session, make_token(session)],
+    )
+    await count.publish(10)
+    await count.check([member])
+    assert 3 == await member.tab.do("asked")
