@@ -30,7 +30,7 @@ export function App({ baseUrl }: { baseUrl: string }) {
 
 function Console({ baseUrl, look }: { baseUrl: string; look: ReactNode }) {
   const texts = useTexts();
-  const { credentials, problem, signIn, signOut } = useCredentials();
+  const { credentials, problem, misplaced, signIn, signOut } = useCredentials();
   const onUnauthorized = useCallback(() => signOut(texts.unauthorized), [signOut, texts]);
   const { token, session } = credentials;
   if (token) {
@@ -51,7 +51,12 @@ function Console({ baseUrl, look }: { baseUrl: string; look: ReactNode }) {
         <h1>{texts.title}</h1>
         <div className="controls">{look}</div>
       </header>
-      <SignIn key={session} session={session} problem={problem} onSignIn={signIn} />
+      <SignIn
+        key={session}
+        session={session}
+        problem={problem || (misplaced ? texts.misplaced : "")}
+        onSignIn={signIn}
+      />
     </>
   );
 }

@@ -1,12 +1,16 @@
 // Who is signed in, and to which session. The token is kept in this tab only, and never put into a URL.
 
 import { useCallback, useEffect, useState } from "react";
-import { type Credentials, readFragment, showInAddress } from "./fragment.js";
+import { type Credentials, clearQuery, readFragment, showInAddress } from "./fragment.js";
 
 const STORE = "agent-sse-console";
 
-/** The credentials, why they are asked for again (empty: at first), and how to change them. */
+/**
+ * The credentials, why they are asked for again (empty: at first), whether a token stood in the query, where it is not
+ * read, and how to change them.
+ */
 export function useCredentials() {
+  const [misplaced] = useState(clearQuery);
   const [credentials, setCredentials] = useState(begin);
   const [problem, setProblem] = useState("");
   useEffect(() => {
@@ -32,7 +36,7 @@ export function useCredentials() {
     setProblem(why);
     setCredentials((old) => ({ token: "", session: why ? old.session : "" }));
   }, []);
-  return { credentials, problem, signIn, signOut };
+  return { credentials, problem, misplaced, signIn, signOut };
 }
 
 /**

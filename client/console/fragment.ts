@@ -17,7 +17,14 @@ export function fragmentOf(session: string): string {
   return session ? `#${new URLSearchParams({ session })}` : "";
 }
 
-/** Put the session into the address bar, in place of whatever its fragment said. */
+/** Put the session into the address bar, in place of whatever its query and fragment said. */
 export function showInAddress(session: string): void {
-  history.replaceState(null, "", location.pathname + location.search + fragmentOf(session));
+  history.replaceState(null, "", location.pathname + fragmentOf(session));
+}
+
+/** Take a token out of the query, which servers write into their logs; nothing reads it. Returns whether one was there. */
+export function clearQuery(): boolean {
+  const misplaced = new URLSearchParams(location.search).has("token");
+  if (misplaced) history.replaceState(null, "", location.pathname + location.hash);
+  return misplaced;
 }

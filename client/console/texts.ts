@@ -43,6 +43,8 @@ const en = {
   closed: "The session was closed.",
   dismiss: "Dismiss",
   unauthorized: "The service does not take this token (any more): sign in with another.",
+  misplaced:
+    "A token in the query (?token=) is not read, and servers log it: put it behind a #, better a new one, or here.",
   failed: (message: string) => `Failed: ${message}`,
   copyCurl: "Copy as curl",
   copyApprove: "Copy curl: approve",
@@ -154,6 +156,7 @@ const zh: Texts = {
   closed: "会话已关闭。",
   dismiss: "知道了",
   unauthorized: "服务不接受此令牌（或已失效）：请用其他令牌登录。",
+  misplaced: "不读取查询参数（?token=）中的令牌，服务器会把它写入日志：请换一个令牌，放在 # 之后，或填在这里。",
   failed: (message) => `失败：${message}`,
   copyCurl: "复制为 curl",
   copyApprove: "复制 curl：同意",

@@ -61,6 +61,38 @@ async def test_console_inspects_the_exact_json(copying: Room, notifier: SimpleNo
     await expect(console.inspected).to_have_count(0)
 
 
+async def test_console_draws_a_huge_event_in_part(copying: Room, notifier: SimpleNotifier) -> None:
+    """Of a very long event the first 100,000 characters are drawn, and it says so; the copy has all of it. The page may
+    copy without the clipboard's newer interface, too."""
+    session = session_name()
+    await notifier.tool_result(session, "read", "x" * 150_000)
+    await copying.context.add_init_script(
+        "addEventListener('click', () => Object.defineProperty(navigator, 'clipboard', { value: undefined }), true)"
+    )
+    console = await open_console(copying, session)
+    await console.events.first.click()
+    await expect(console.page.locator(".inspector")).to_contain_text("more characters are not drawn")
+    assert 100_000 == len(await console.inspected.inner_text())
+    await console.button("Copy JSON").click()
+    await expect(console.page.locator(".notice")).to_have_text("Copied.")
+    await expect(console.button("Copy JSON")).to_be_focused()
+    reader = await copying.visit("/")
+    assert "x" * 150_000 == json.loads(await reader.do("navigator.clipboard.readText()"))["data"]["result"]
+
+
+async def test_console_begins_with_a_snapshot_where_the_history_is_cut(room: Room, valkey: Valkey) -> None:
+    """A session older than its history: the console shows what the service still knows, and no alarm of a gap."""
+    session = session_name()
+    async with SimpleNotifier.from_url(valkey.url, retention_events=5) as notifier:
+        await notifier.tool_status(session, "endless", "executing", tool_call_id="c1")
+        for number in range(20):
+            await notifier.error(session, f"number {number}")
+    console = await open_console(room, session)
+    await console.status("c1", "executing")
+    await expect(console.events.first).to_contain_text("stream_reset")
+    await expect(console.alert).to_be_empty()
+
+
 async def test_console_filters_by_type_tool_status_and_text(room: Room, notifier: SimpleNotifier) -> None:
     """Each filter shows what it asks for, and all together; the search looks into the JSON, in any case of letters."""
     session = session_name()

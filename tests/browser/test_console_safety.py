@@ -17,6 +17,7 @@ FAR_IN_TIME = "2026-01-01T00:00:00Z"
 MARKUP = "<img src=x onerror=hacked=1><script>hacked=1</script><b>\"'`${hacked=1}</b><style>*{}</style>"
 UNSEEN = "\u202e\u2066\u200b\u200f\x1b[31m\x00\u0085\ufeff"
 EVIL = f"x{MARKUP}{UNSEEN}javascript:hacked=1"
+MADE = "img, iframe, object, embed, svg, style, b, a, body script, form[action]"  # elements that the console never has
 # Texts and attributes that still have a control or bidirectional character, but for ids and values nobody sees.
 HIDDEN_TEXTS = r"""() => {
     const unseen = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]/;
@@ -83,12 +84,26 @@ async def test_console_survives_a_reload_without_a_token_in_the_address(room: Ro
 
 
 async def test_console_takes_no_token_from_the_query(room: Room, asked: list[Request]) -> None:
-    """A token in the query is not used: the page asks for one, and sends the API nothing."""
+    """A token in the query is not used: the page says so, asks for one, takes it out of the address, and sends the API
+    nothing."""
     session = session_name()
     console = Console(await room.visit(f"/?token={make_token(session)}&session={session}"))
-    await console.page.locator("#token").wait_for()
+    await expect(console.page.locator(".signin [role=alert]")).to_contain_text("is not read")
     assert [] == [one.url for one in asked if PREFIX in one.url]
-    assert {} == await console.kept()
+    assert ({}, f"{room.proxy.url}/") == (await console.kept(), console.page.url)
+
+
+async def test_console_shows_a_refusal_for_a_session_that_is_not_its_own(room: Room, asked: list[Request]) -> None:
+    """Neither a foreign session nor one whose name is an attack is followed: what the service says is shown as text."""
+    own = session_name()
+    for session in (session_name(), f"x/../../{own}?", EVIL):
+        console = await open_console(room, session, make_token(own), wait=False)
+        console.tab.expect("40[34]", "422")
+        await console.phase("ended")
+        await expect(console.alert).to_contain_text("Failed: ")
+        assert [] == await console.tab.do(f"({HIDDEN_TEXTS})()")
+        await expect(console.page.locator(MADE)).to_have_count(0)
+    assert [] == [one.url for one in asked if one.url.partition("?")[0].endswith(f"/{own}")]
 
 
 async def test_console_policy_refuses_what_it_forbids(room: Room, asked: list[Request]) -> None:
