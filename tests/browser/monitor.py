@@ -13,6 +13,12 @@ from agent_sse import SimpleNotifier
 from browser.tabs import Agent, Room, Tab
 from harness import Valkey, make_token
 
+FOCUSED = """() => {
+    const node = document.activeElement;
+    const named = node.getAttribute('aria-label') ?? node.closest('label')?.textContent.trim();
+    return `${node.localName}: ${named ?? node.textContent.trim()}`;
+}"""
+
 
 class Monitor:
     """`MCPToolMonitor` on a page. ``tab`` is its page."""
@@ -59,13 +65,12 @@ class Monitor:
         await self.call(call_id).locator(f'.agent-sse-status[data-status="{status}"]').wait_for()
 
     async def focused(self) -> str:
-        """What has the focus: its role or element and its name, text or label."""
-        script = """() => {
-            const node = document.activeElement;
-            const named = node.getAttribute('aria-label') ?? node.closest('label')?.textContent.trim();
-            return `${node.localName}: ${named ?? node.textContent.trim()}`;
-        }"""
-        return str(await self.tab.do(f"({script})()"))
+        """What has the focus: its element, and its name, its label or its text."""
+        return str(await self.tab.do(f"({FOCUSED})()"))
+
+    async def has_focus(self, what: str) -> None:
+        """Wait until ``what`` has the focus, see `focused`."""
+        await self.tab.until(f"(what) => what === ({FOCUSED})()", what)
 
 
 async def show(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from playwright.async_api import Route
 
 from agent_sse import SimpleNotifier
 from agent_sse.errors import ToolCallCancelled
@@ -284,7 +285,7 @@ async def test_component_says_that_another_answer_won(room: Room, agent: Agent) 
     assert [] == await monitor.tab.do("decisions")
 
 
-async def _first_bob(route, room: Room, session: str) -> None:  # type: ignore[no-untyped-def]
+async def _first_bob(route: Route, room: Room, session: str) -> None:
     response = await room.context.request.post(
         f"{room.proxy.url}/agent_backend/api/sse/permission-response/{session}",
         headers={"Authorization": f"Bearer {make_token(session, sub='bob')}"},

@@ -38,24 +38,12 @@ async def heard(monitor: Monitor, text: str) -> None:
     await monitor.tab.until("(text) => heard.includes(text)", text)
 
 
-async def has_focus(monitor: Monitor, what: str) -> None:
-    """Wait until ``what`` (see `Monitor.focused`) has the focus."""
-    await monitor.tab.until(
-        """(what) => {
-            const node = document.activeElement;
-            const label = node.getAttribute('aria-label') ?? node.closest('label')?.textContent.trim();
-            return what === `${node.localName}: ${label ?? node.textContent.trim()}`;
-        }""",
-        what,
-    )
-
-
 async def test_component_is_used_by_keyboard_alone(room: Room, agent: Agent) -> None:
     """A request takes the focus; Tab goes through its card in reading order; Space on its button answers it."""
     session = session_name()
     monitor = await show(room, session)
     asking = agent.ask(session, editable=True)
-    await has_focus(monitor, "h4: file_edit")
+    await monitor.has_focus("h4: file_edit")
     await monitor.steady("file_edit")
     order = [
         "div: Parameters of file_edit",
@@ -73,7 +61,7 @@ async def test_component_is_used_by_keyboard_alone(room: Room, agent: Agent) -> 
     await monitor.page.keyboard.press("Shift+Tab")
     await monitor.page.keyboard.press("Space")
     assert not await decided(asking)
-    await has_focus(monitor, "h3: Permission requests")
+    await monitor.has_focus("h3: Permission requests")
 
 
 async def test_component_moves_the_focus_from_card_to_card(room: Room, agent: Agent) -> None:
@@ -82,12 +70,12 @@ async def test_component_moves_the_focus_from_card_to_card(room: Room, agent: Ag
     monitor = await show(room, session)
     for tool in ("first", "second"):
         asking = agent.ask(session, tool=tool)
-        await has_focus(monitor, f"h4: {tool}")
+        await monitor.has_focus(f"h4: {tool}")
         await monitor.steady(tool)
         await monitor.button(f"Deny {tool}").focus()
         await monitor.page.keyboard.press("Enter")
         assert not await decided(asking)
-        await has_focus(monitor, "h3: Permission requests")
+        await monitor.has_focus("h3: Permission requests")
 
 
 async def test_component_leaves_the_focus_to_who_is_writing(room: Room, agent: Agent) -> None:
@@ -150,7 +138,7 @@ async def test_component_is_never_answered_by_accident(room: Room, agent: Agent)
     session = session_name()
     monitor = await show(room, session)
     asking = agent.ask(session)
-    await has_focus(monitor, "h4: file_edit")
+    await monitor.has_focus("h4: file_edit")
     await monitor.button("Approve file_edit").evaluate("(button) => button.click()")
     card = monitor.card("file_edit")
     await card.get_by_text("The list has just moved: check the request and press again.").wait_for()
@@ -203,10 +191,10 @@ async def test_component_leaves_the_editor_by_escape(room: Room, agent: Agent) -
     asking = agent.ask(session, {"file": "a.py"}, editable=True)
     await monitor.steady("file_edit")
     await monitor.button("Edit parameters of file_edit").press("Enter")
-    await has_focus(monitor, "textarea: New parameters of file_edit, as JSON")
+    await monitor.has_focus("textarea: New parameters of file_edit, as JSON")
     await monitor.page.keyboard.type('{"file": "b.py"}')
     await monitor.page.keyboard.press("Escape")
-    await has_focus(monitor, "button: Edit parameters of file_edit")
+    await monitor.has_focus("button: Edit parameters of file_edit")
     await monitor.press("Approve", "file_edit")
     decision = await decided(asking)
     assert ({"file": "a.py"}, False) == (decision.parameters, decision.edited)
