@@ -11,7 +11,7 @@ from playwright.async_api import Locator, expect
 
 from agent_sse import SimpleNotifier
 from browser.tabs import Room, Tab
-from harness import DEADLINE, make_token
+from harness import DEADLINE, make_token, until
 
 expect.set_options(timeout=DEADLINE * 1000)
 
@@ -74,9 +74,10 @@ class Console:
 
     async def copied(self, name: str) -> str:
         """Press a button that copies, and return what is in the clipboard."""
+        await self.tab.do("navigator.clipboard.writeText('')")
         await self.button(name).click()
         await self.page.locator(".notice").get_by_text("Copied.").wait_for()
-        return str(await self.tab.do("navigator.clipboard.readText()"))
+        return str(await until(lambda: self.tab.do("navigator.clipboard.readText()"), what="a copy"))
 
     async def violations(self) -> list[str]:
         """What the page's policy has refused, as ``directive: what``."""

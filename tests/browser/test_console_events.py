@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 from typing import Any
 
 import pytest
 from playwright.async_api import expect
 
 from agent_sse import SimpleNotifier
-from browser.console import Console, open_console
+from browser.console import open_console
 from browser.tabs import Agent, Room, decided
-from harness import DEADLINE, Valkey, make_token, session_name
+from harness import DEADLINE, PREFIX, Valkey, make_token, session_name
 
 
 @pytest.fixture
@@ -213,9 +212,3 @@ async def test_console_copies_commands_that_ask(copying: Room, notifier: SimpleN
     assert re.fullmatch(
         r"curl -g -N -H \"Authorization: Bearer \$TOKEN\" \S+/events/\S+", await stream_command(console)
     )
-
-
-async def stream_command(console: Console) -> str:
-    """The command that follows the stream."""
-    await console.page.locator(".notice").filter(has_not_text="Copied.").wait_for(state="attached")
-    return await console.copied("Copy as curl")
