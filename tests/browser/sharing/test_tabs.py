@@ -127,7 +127,8 @@ async def test_tabs_reconnect_by_one_after_a_restart(
     """The service restarts under three tabs: only the leader asks for the stream again, and all have everything."""
     session = session_name()
     count = Count(notifier, session)
-    members = await joined(room, session, 3, lastEventId=EVERYTHING, reconnectDelay=50, maxReconnectDelay=500)
+    patient = {"reconnectDelay": 50, "maxReconnectDelay": 500, "maxReconnectAttempts": 1000}
+    members = await joined(room, session, 3, lastEventId=EVERYTHING, **patient)
     for member in members:
         member.tab.expect(*LOST, r"status of 50")
     await count.publish(10)
