@@ -2,6 +2,7 @@
 
 import { useCallback, useEffect, useState } from "react";
 import { type Credentials, clearQuery, readFragment, showInAddress } from "./fragment.js";
+import { keep, kept } from "./keep.js";
 
 const STORE = "agent-sse-console";
 
@@ -23,7 +24,7 @@ export function useCredentials() {
   }, []);
   useEffect(() => {
     if (!credentials.token) return;
-    sessionStorage.setItem(STORE, JSON.stringify(credentials));
+    keep(STORE, JSON.stringify(credentials));
     showInAddress(credentials.session);
   }, [credentials]);
   const signIn = useCallback((given: Credentials) => {
@@ -31,7 +32,7 @@ export function useCredentials() {
     setCredentials(given);
   }, []);
   const signOut = useCallback((why: string) => {
-    sessionStorage.removeItem(STORE);
+    keep(STORE, null);
     if (!why) showInAddress("");
     setProblem(why);
     setCredentials((old) => ({ token: "", session: why ? old.session : "" }));
@@ -49,17 +50,17 @@ function begin(): Credentials {
     showInAddress(said.session);
     return said; // another token's session is not taken along: it may be somebody else's
   }
-  const kept = readKept();
-  return { token: kept.token, session: said.session || kept.session };
+  const old = readKept();
+  return { token: old.token, session: said.session || old.session };
 }
 
 function readKept(): Credentials {
   try {
-    const kept: unknown = JSON.parse(sessionStorage.getItem(STORE) ?? "{}");
-    const { token = "", session = "" } = kept as Partial<Credentials>;
+    const found: unknown = JSON.parse(kept(STORE) ?? "{}");
+    const { token = "", session = "" } = found as Partial<Credentials>;
     return { token: String(token), session: String(session) };
   } catch {
-    sessionStorage.removeItem(STORE); // not ours, or cut off: the form asks again
+    keep(STORE, null); // not ours, or cut off: the form asks again
     return { token: "", session: "" };
   }
 }

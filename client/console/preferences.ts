@@ -1,6 +1,7 @@
 // Language and theme of the console: the browser's, unless this tab was told otherwise.
 
 import { type Language, languageOf } from "../src/react/messages.js";
+import { keep, kept } from "./keep.js";
 
 export type Theme = "auto" | "light" | "dark";
 export const THEMES: readonly Theme[] = ["auto", "light", "dark"];
@@ -16,7 +17,7 @@ const STORE = "agent-sse-console-look";
 export function readPreferences(): Preferences {
   const fallback = languageOf(navigator.language);
   try {
-    const { language, theme } = JSON.parse(sessionStorage.getItem(STORE) ?? "{}") as Partial<Preferences>;
+    const { language, theme } = JSON.parse(kept(STORE) ?? "{}") as Partial<Preferences>;
     return {
       language: language === "zh" || language === "en" ? language : fallback,
       theme: THEMES.find((one) => one === theme) ?? "auto",
@@ -28,7 +29,7 @@ export function readPreferences(): Preferences {
 
 /** Keep them for this tab, and show them: the language stands at the document, the theme at its body. */
 export function applyPreferences(preferences: Preferences): void {
-  sessionStorage.setItem(STORE, JSON.stringify(preferences));
+  keep(STORE, JSON.stringify(preferences));
   document.documentElement.lang = preferences.language === "zh" ? "zh-CN" : "en";
   if (preferences.theme === "auto") document.body.removeAttribute("data-theme");
   else document.body.dataset.theme = preferences.theme;

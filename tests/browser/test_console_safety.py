@@ -83,6 +83,18 @@ async def test_console_survives_a_reload_without_a_token_in_the_address(room: Ro
     await expect(other.page.locator("#token")).to_have_value("")
 
 
+async def test_console_works_where_nothing_may_be_kept(room: Room) -> None:
+    """In a browser that forbids the page to keep anything the console works, until it is reloaded."""
+    await room.context.add_init_script(
+        "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
+    )
+    console = await open_console(room, session_name())
+    await console.page.locator(".controls select").select_option("dark")
+    await console.page.locator("body[data-theme=dark]").wait_for()
+    await console.page.reload()
+    await console.page.locator("#token").wait_for()
+
+
 async def test_console_takes_no_token_from_the_query(room: Room, asked: list[Request]) -> None:
     """A token in the query is not used: the page says so, asks for one, takes it out of the address, and sends the API
     nothing."""
