@@ -14,7 +14,7 @@ from agent_sse import SimpleNotifier
 from agent_sse.errors import ToolCallCancelled
 from browser.console import Console, open_console
 from browser.tabs import LOST, Agent, Room, decided
-from harness import DEADLINE, ServiceProcess, make_token, session_name
+from harness import DEADLINE, PREFIX, ServiceProcess, Stream, bearer, make_token, session_name
 
 
 async def test_console_lists_the_sessions_and_switches_between_them(room: Room, notifier: SimpleNotifier) -> None:
@@ -209,6 +209,18 @@ async def test_console_disconnects_and_reconnects(room: Room, notifier: SimpleNo
     await expect(console.alert).to_contain_text("example: missed")
     await console.button("Dismiss").click()
     await expect(console.alert).to_be_empty()
+
+
+async def test_console_tells_when_something_came_last(room: Room) -> None:
+    """While heartbeats come, byte and heartbeat are never told to be old."""
+    session = session_name()
+    console = await open_console(room, session)
+    async with Stream(f"{room.proxy.url}{PREFIX}/events/{session}", bearer(make_token(session))) as stream:
+        for _ in range(5):
+            await stream.next("heartbeat")
+    await expect(console.page.locator(".pulse")).to_have_text(
+        re.compile("^last byte [0-2] s ago *heartbeat [0-2] s ago$")
+    )
 
 
 @pytest.mark.parametrize("service_settings", [{"AGENT_SSE_JWT_LEEWAY": "0", "AGENT_SSE_HEARTBEAT_INTERVAL": "1"}])

@@ -138,7 +138,10 @@ async def test_console_pauses_and_goes_on(room: Room, notifier: SimpleNotifier) 
     await expect(console.events).to_have_count(1)
 
 
-async def test_console_stays_at_the_newest_event(room: Room, notifier: SimpleNotifier) -> None:
+@pytest.mark.parametrize("service_settings", [{"AGENT_SSE_HEARTBEAT_INTERVAL": "60"}])  # each draws the list anew
+async def test_console_stays_at_the_newest_event(
+    room: Room, notifier: SimpleNotifier, service_settings: dict[str, str]
+) -> None:
     """The newest event is in sight as others come and when the window's size changes, until the user scrolls away; a
     button leads back to it."""
     session = session_name()
