@@ -72,6 +72,21 @@ async def test_console_keeps_the_token_out_of_every_address(room: Room, agent: A
     assert {f"Bearer {token}"} == set(sent)
 
 
+async def test_console_takes_another_token_from_the_fragment(room: Room, asked: list[Request]) -> None:
+    """A link that is opened in the console's own tab, with another token and session, is followed as at first."""
+    console = await open_console(room, session_name())
+    session = session_name()
+    token = make_token(session, sub="bob")
+    await console.page.goto(f"{room.proxy.url}/#session={session}&token={token}")
+    await expect(console.page.locator(".session-name")).to_have_text(session)
+    await console.phase("open")
+    assert {"token": token, "session": session} == await console.kept()
+    devtools = await room.context.new_cdp_session(console.page)
+    entries = (await devtools.send("Page.getNavigationHistory"))["entries"]
+    assert [] == [entry["url"] for entry in entries if "token" in entry["url"]]
+    assert [] == [one.url for one in asked if token in one.url]
+
+
 async def test_console_survives_a_reload_without_a_token_in_the_address(room: Room) -> None:
     """A reload goes on with what the tab keeps; another tab with the same address has to sign in."""
     session = session_name()
