@@ -2,12 +2,10 @@
 // get through. Knows nothing of tabs and listeners.
 
 import { AgentSSEError, asError, isFinal } from "./errors.js";
-import { type Link, type Scope, sleep, within } from "./link.js";
-import { takePage } from "./poll.js";
+import { type Link, type Scope, within } from "./link.js";
 import { readStream } from "./stream.js";
 
 const HEALTHY = 60_000; // ms open after which failures are forgotten
-const WAIT = 25; // s that a poll waits for an event
 const LONGEST_WAIT = 300; // s of a Retry-After that are honoured
 const FOREVER = 2 ** 31 - 1; // ms, the longest that a timer takes
 
@@ -99,11 +97,7 @@ export async function keepConnected(link: Link, signal: AbortSignal): Promise<ne
   /** Poll beside the attempts at a stream, until one succeeds or a poll fails. */
   const poll = async (either: AbortSignal) => {
     try {
-      for (let wait = 0; ; wait = WAIT) {
-        const count = await takePage(link, wait, either);
-        opened("poll");
-        if (!count) await sleep(Math.random() * 1000); // whatever answers so fast, do not spin
-      }
+      await (await import("./poll.js")).keepPolling(link, either, () => opened("poll"));
     } catch (error) {
       pollError = error;
       if (either.aborted) return;

@@ -1,7 +1,8 @@
-// Long polling: one page of events, with the same cursor and order as the stream.
+// Long polling: page after page, with the same cursor and order as the stream. Loaded where it is used.
 
-import type { Link } from "./link.js";
+import { type Link, sleep } from "./link.js";
 
+const WAIT = 25; // s that a poll waits for an event
 const MARGIN = 10_000; // ms beyond the wait that a page may take
 
 const { rawJSON } = JSON as { rawJSON?: (text: string) => unknown };
@@ -12,8 +13,11 @@ const exact = (_key: string, value: unknown, context?: { source: string }) =>
     ? rawJSON((context as { source: string }).source)
     : value;
 
-/** Take the page after the cursor, waiting up to `wait` seconds for an event; return how many there were. */
-export async function takePage({ http, inbox, session }: Link, wait: number, signal: AbortSignal): Promise<number> {
+/**
+ * Take the page after the cursor, waiting up to `wait` seconds for an event; return whether it moved the cursor. Throws
+ * whatever went wrong, and the reason when `signal` is aborted.
+ */
+export async function takePage({ http, inbox, session }: Link, wait: number, signal: AbortSignal): Promise<boolean> {
   const { cursor } = inbox;
   const after = cursor ? `&last_event_id=${encodeURIComponent(cursor)}` : "";
   const late = AbortSignal.timeout(wait * 1000 + MARGIN);
@@ -29,5 +33,14 @@ export async function takePage({ http, inbox, session }: Link, wait: number, sig
     signal.throwIfAborted(); // by a listener
   }
   inbox.prime(last_event_id);
-  return events.length;
+  return inbox.cursor !== cursor;
+}
+
+/** Poll until a poll fails or `signal` is aborted: rejects with the reason. `taken` is called after each page. */
+export async function keepPolling(link: Link, signal: AbortSignal, taken: () => void): Promise<never> {
+  for (let wait = 0; ; wait = WAIT) {
+    const moved = await takePage(link, wait, signal);
+    taken();
+    if (!moved) await sleep(Math.random() * 1000); // whatever answers so fast, do not spin
+  }
 }
