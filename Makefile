@@ -1,4 +1,4 @@
-# Everything below works on a machine with Python >= 3.11, make and git; `make test` needs Node.js >= 20 too. Kept to what GNU make 3.81 (macOS) knows.
+# Everything below works on a machine with Python >= 3.11, make and git; `make test` needs Node.js >= 20.19, curl and Chromium too. Kept to what GNU make 3.81 (macOS) knows.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -74,8 +74,8 @@ chromium: setup ## find or install the Chromium of the tests
 # has to build anything.
 client/node_modules/.package-lock.json tests/servers/node_modules/.package-lock.json: \
     %/node_modules/.package-lock.json: %/package-lock.json %/package.json
-	@node -e 'process.exit(+(process.versions.node.split(".")[0] < 20))' 2>/dev/null && npm --version >/dev/null 2>&1 || { \
-	    echo "the tests need Node.js >= 20 with npm, for the browser's client and real MCP servers (https://nodejs.org)" >&2; exit 1; }
+	@node -e 'const [a, b] = process.versions.node.split("."); process.exit(+(a < 20 || (a == 20 && b < 19)))' 2>/dev/null && npm --version >/dev/null 2>&1 || { \
+	    echo "the tests need Node.js >= 20.19 with npm, for the browser's client and real MCP servers (https://nodejs.org)" >&2; exit 1; }
 	@npm ci --prefix $* --no-audit --no-fund --ignore-scripts --loglevel=error
 	@touch $@
 
