@@ -25,7 +25,7 @@ export class AgentSSEError extends Error {
   declare readonly status: number | null;
   /** Seconds to wait, as `Retry-After` said. */
   declare readonly retryAfter: number | null;
-  /** What the service said besides (a conflict's winning decision). */
+  /** What the service said besides: a conflict's winning decision, or the fields of the event that ended the stream. */
   declare readonly data: unknown;
 
   constructor(
@@ -46,11 +46,13 @@ const CODES: Record<number, ErrorCode> = { 401: "unauthorized", 403: "forbidden"
 export async function refusal(response: Response): Promise<AgentSSEError> {
   const { status, headers } = response;
   const body = await response.json().catch(() => null);
+  const own = body?.error?.code;
+  const after = headers.get("Retry-After") as string; // seconds or a date; null is neither
   return new AgentSSEError(
-    CODES[status] ?? body?.error?.code ?? `http_${status}`,
+    CODES[status] ?? (typeof own === "string" ? own : `http_${status}`),
     body?.message ?? `HTTP status ${status}`,
     status,
-    Number(headers.get("Retry-After")) || null,
+    Math.max(0, Number(after) || (Date.parse(after) - Date.now()) / 1000) || null,
     body?.data ?? null,
   );
 }
@@ -58,7 +60,3 @@ export async function refusal(response: Response): Promise<AgentSSEError> {
 /** Return any thrown value as this package's error. */
 export const asError = (error: unknown): AgentSSEError =>
   error instanceof AgentSSEError ? error : new AgentSSEError("network", `${error}`);
-
-/** Whether coming again is of no use. */
-export const isFinal = ({ code, status }: AgentSSEError): boolean =>
-  /^(unauth|session_cl)/.test(code) || (!!status && status < 500 && code !== "limited");

@@ -34,6 +34,3 @@ export function within(outer: AbortSignal): Scope {
   const inner = new AbortController();
   return { signal: AbortSignal.any([outer, inner.signal]), end: (reason) => inner.abort(reason) };
 }
-
-/** Resolve after `ms`. */
-export const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));

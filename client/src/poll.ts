@@ -1,6 +1,6 @@
 // Long polling: page after page, with the same cursor and order as the stream. Loaded where it is used.
 
-import { type Link, sleep } from "./link.js";
+import type { Link } from "./link.js";
 
 const WAIT = 25; // s that a poll waits for an event
 const MARGIN = 10_000; // ms beyond the wait that a page may take
@@ -35,6 +35,9 @@ export async function takePage({ http, inbox, session }: Link, wait: number, sig
   inbox.prime(last_event_id);
   return inbox.cursor !== cursor;
 }
+
+/** Resolve after `ms`. */
+export const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Poll until a poll fails or `signal` is aborted: rejects with the reason. `taken` is called after each page. */
 export async function keepPolling(link: Link, signal: AbortSignal, taken: () => void): Promise<never> {

@@ -1,15 +1,16 @@
 // One connection for all tabs of a session and subject: the tab that holds a Web Lock reads the stream and tells the
 // others; these catch up by polls with their own token, so nobody sees what it may not, and whatever was missed heals.
 
-import { backoff } from "./connection.js";
-import { AgentSSEError, asError, isFinal } from "./errors.js";
+import { backoff, endure } from "./connection.js";
+import { AgentSSEError, asError } from "./errors.js";
 import { isAfter } from "./inbox.js";
-import { type Link, sleep, within } from "./link.js";
-import { takePage } from "./poll.js";
+import { type Link, within } from "./link.js";
+import { sleep, takePage } from "./poll.js";
 import type { ConnectionState } from "./types.js";
 
 const BACKLOG = 1000; // messages kept while a follower catches up
 const GREETING = 2000; // ms that a newcomer gives the leader to answer, as if it were a heartbeat's interval
+const VERSION = 1; // of what tabs tell each other: those that loaded another one are no part of it
 const RELAYED = /^(heartbeat|permission_request)$/; // also without an id
 
 /** What tabs tell each other. */
@@ -30,6 +31,9 @@ interface Message {
   reset?: boolean;
 }
 
+// Whether something else in this origin has not used the channel.
+const isMessage = (data: Message | null): data is Message => typeof data?.beat === "number" && !!data.state;
+
 /** Return what a token says of itself; nothing for what cannot be read. Decides nothing about rights. */
 export function claimsOf(token: string): { sub?: string; exp?: number } {
   try {
@@ -41,7 +45,7 @@ export function claimsOf(token: string): { sub?: string; exp?: number } {
 
 /**
  * Run `lead` in one of the tabs that use this session of this service as the same subject, and follow it in the others;
- * ends as `lead` does. Whose token names no subject is alone.
+ * ends as `lead` does. Whose token names no subject is alone, and so is who has no origin (in Node).
  */
 export async function shareConnection(
   link: Link,
@@ -58,8 +62,9 @@ export async function shareConnection(
   };
   const { sub } = await claims();
   signal.throwIfAborted();
-  if (!sub || !globalThis.BroadcastChannel) return lead(link, signal);
-  const key = `agent-sse ${new URL(http.base, location.href)} ${session} ${sub}`;
+  const { BroadcastChannel, location } = globalThis;
+  if (!sub || !BroadcastChannel || !location || !URL.canParse(http.base, location.href)) return lead(link, signal);
+  const key = `agent-sse/${VERSION} ${new URL(http.base, location.href)} ${session} ${sub}`;
   const channel = new BroadcastChannel(key);
   signal.addEventListener("abort", () => channel.close());
 
@@ -72,7 +77,8 @@ export async function shareConnection(
     let quiet = false; // not a word for a heartbeat, so the leader was asked
     let timer: ReturnType<typeof setTimeout> | undefined;
     let pace = Math.min(link.beat, GREETING);
-    let good = 0; // until when this tab's token needs no new yes of the service, Unix ms; 0 before the first
+    let good = 0; // until when this tab's token needs no new yes of the service, Unix ms; 0 while there is none
+    let failed = 0; // requests in a row
     let missed: Message[] | undefined; // while it catches up
     let tip: string | null;
 
@@ -94,9 +100,17 @@ export async function shareConnection(
         await takePage(link, 0, over);
         const { exp = Infinity } = await claims();
         good = Math.max(exp * 1000, Date.now() + link.beat);
+        failed = 0;
       } catch (thrown) {
+        if (over.aborted) return;
         const error = asError(thrown);
-        if (isFinal(error)) fail(error);
+        try {
+          endure(link.options, ++failed, error);
+        } catch (end) {
+          return fail(end);
+        }
+        good = 0;
+        link.set({ phase: "connecting" });
         await sleep(backoff(3, 1000, 4000, error));
       }
       const waiting = missed;
@@ -107,6 +121,7 @@ export async function shareConnection(
     };
 
     const hear = (message: Message) => {
+      if (over.aborted) return; // by a listener
       const { id, raw, previous, reset, state, beat } = message;
       tip = message.tip;
       pace = link.beat = beat;
@@ -122,12 +137,13 @@ export async function shareConnection(
         } catch (error) {
           fail(error);
         }
+        if (over.aborted) return;
       }
       link.set({ ...state, phase: good ? state.phase : "connecting", lastByteAt: Date.now() });
     };
 
     channel.onmessage = ({ data }) => {
-      if (!data.hello) hear(data);
+      if (isMessage(data) && !data.hello) hear(data);
     };
     over.addEventListener("abort", () => clearTimeout(timer));
     link.wake = () => say({ hello: true, wake: true });
@@ -146,6 +162,7 @@ export async function shareConnection(
             following.end();
             link.wake = () => {};
             channel.onmessage = ({ data }) => {
+              if (!isMessage(data)) return;
               if (data.wake) link.wake?.();
               if (data.hello) say({});
             };

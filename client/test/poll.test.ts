@@ -1,7 +1,11 @@
 // Where streams are held back the client polls, and goes back to the stream by itself; nothing lost, nothing doubled.
 
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { makeHttp } from "../src/http.js";
+import { makeInbox } from "../src/inbox.js";
 import { type ClientOptions, SSEClient } from "../src/index.js";
+import type { Link } from "../src/link.js";
+import { takePage } from "../src/poll.js";
 import { kept, next, numbered, numbers, status } from "./events.js";
 import { HoldingProxy } from "./proxy.js";
 import { PREFIX, Service } from "./service.js";
@@ -145,4 +149,13 @@ test("a stream that falls silent is given up after two heartbeats, and resumed w
     expect(numbers(events)).toEqual([1, 2]);
     expect(client.state.via).toBe("stream");
   });
+});
+
+test("a page says whether it brought anything new: one that comes again did not", async () => {
+  const data = { events: [{ id: "1-0", type: "tool_result", data: {} }], last_event_id: "1-0", reset: null };
+  const http = { ...makeHttp("", "t"), call: async () => Response.json({ success: true, data }) };
+  const link = { http, session: "s", inbox: makeInbox(null, () => {}) } as unknown as Link;
+  const { signal } = new AbortController();
+  expect(await takePage(link, 0, signal)).toBe(true);
+  expect(await takePage(link, 0, signal)).toBe(false);
 });
