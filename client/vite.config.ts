@@ -15,7 +15,7 @@ export default defineConfig({
     rollupOptions: {
       external: ["react", "react-dom", "react/jsx-runtime"],
       preserveEntrySignatures: "allow-extension", // the chunk that shares tabs imports from the core
-      output: { chunkFileNames: "[name].js", minify: true },
+      output: { chunkFileNames: "[name].js", minify: true, comments: { annotation: false } },
     },
   },
   test: { include: ["test/**/*.test.ts"], testTimeout: 30_000, hookTimeout: 30_000 },

@@ -23,6 +23,9 @@ const BACKLOG = 10_000; // events that an iterator holds for its reader
 // biome-ignore lint/suspicious/noExplicitAny: one map for listeners of every kind
 type Listener = (...values: any[]) => void;
 
+// What the client itself tells: no event may pass for it by its type.
+const OWN = /^(event|state|end|connection_?open|max.*)$/i;
+
 // tool_status → onToolStatus…
 const callbackOf = (type: string) =>
   `on${type.replace(/(^|_)./g, (start) => start.slice(-1).toUpperCase())}${type === "tool_status" ? "Change" : ""}`;
@@ -44,9 +47,9 @@ export class SSEClient {
   declare onMaxReconnectAttemptsReached?: () => void;
 
   #link: Link;
-  #target = new EventTarget(); // it isolates listeners: what one throws is reported, and disturbs nobody
+  #listening = new Set<{ type: string; listener: Listener }>();
   #life = new AbortController(); // from connect() to the end
-  #answer: { key: string; sent: Promise<boolean> } | undefined;
+  #answer: (Promise<boolean> & { key: string }) | undefined;
 
   /**
    * @param sessionId `^[A-Za-z0-9_][A-Za-z0-9._:-]{0,127}$`
@@ -64,11 +67,15 @@ export class SSEClient {
       session: encodeURIComponent(sessionId),
       options,
       inbox: makeInbox(lastEventId, (event, previous, again) => {
+        const { type, data } = event;
+        const { timestamp, message } = data as { timestamp?: unknown; message?: unknown };
+        const values: Record<string, unknown> = { heartbeat: timestamp, error: message };
         link.relay?.(event, previous);
-        this.#emit("", event);
-        if (again) return;
-        this.#emit("event", event);
-        this.#emit(event.type, event.data, event);
+        if (!again) this.#emit("event", event);
+        if (OWN.test(type)) return;
+        // The guide's callbacks get an open request again too: a page with one card may have lost it.
+        this.#call((this as unknown as Record<string, Listener>)[callbackOf(type)], values[type] ?? data);
+        if (!again) this.#emit(type, data, event);
       }),
       state: { phase: "idle", via: null, attempt: 0, retryAt: null, lastByteAt: null, error: null },
       beat: heartbeatInterval,
@@ -78,21 +85,12 @@ export class SSEClient {
         if (shownOf(before) === shownOf(link.state)) return;
         link.relay?.();
         this.#emit("state", link.state);
-        if (link.state.phase === "open" && before.phase !== "open") this.#target.dispatchEvent(new Event("open"));
+        if (link.state.phase === "open" && before.phase !== "open") {
+          this.#call(this.onConnectionOpen, new Event("open"));
+        }
       },
     };
     this.#link = link;
-    this.#target.addEventListener("open", (event) => this.onConnectionOpen?.(event));
-    // The guide's callbacks get an open request again too: a page with one card may have lost it.
-    this.#listen("", ({ type, data }: ReceivedEvent) => {
-      const { timestamp, message } = data as { timestamp?: unknown; message?: unknown };
-      const values: Record<string, unknown> = { heartbeat: timestamp, error: message };
-      (this as unknown as Record<string, Listener | undefined>)[callbackOf(type)]?.(values[type] ?? data);
-    });
-    this.on("end", (error) => {
-      if (error) this.onError?.(error.message);
-      if (error?.code === "max_attempts") this.onMaxReconnectAttemptsReached?.();
-    });
   }
 
   /** Where the connection stands; a new object whenever it changes. */
@@ -125,6 +123,8 @@ export class SSEClient {
         own.end();
         if (error.code !== "max_attempts") this.#life.abort();
         link.set({ phase: "ended", via: null, retryAt: null, error });
+        if (error.status || !error.data) this.#call(this.onError, error.message); // else its event has told it
+        if (error.code === "max_attempts") this.#call(this.onMaxReconnectAttemptsReached);
         this.#emit("end", error);
       }
     };
@@ -132,7 +132,7 @@ export class SSEClient {
       if (type === "pagehide")
         run.end(); // no page with a connection is kept for coming back to
       else if (type === "offline") link.drop?.();
-      else if (type === "online" || persisted || document.visibilityState === "visible") {
+      else if (type === "online" || persisted || !document.hidden) {
         if (run.signal.aborted) start();
         else link.wake?.();
       }
@@ -148,24 +148,33 @@ export class SSEClient {
     const { phase } = this.state;
     this.#life.abort();
     this.#link.set({ phase: "idle", via: null, retryAt: null });
-    if (!/^(idle|ended)$/.test(phase)) this.#emit("end", null); // else it was told already
+    if (phase !== "idle" && phase !== "ended") this.#emit("end", null); // else it was told already
   }
 
-  #emit(type: string, ...detail: unknown[]) {
-    this.#target.dispatchEvent(new CustomEvent(type, { detail }));
+  #emit(type: string, ...values: unknown[]) {
+    for (const one of [...this.#listening]) {
+      if (one.type === type && this.#listening.has(one)) this.#call(one.listener, ...values);
+    }
+  }
+
+  // What the page's function throws is reported, and disturbs nobody; left to the platform it would end a Node process.
+  async #call(listener: Listener | undefined, ...values: unknown[]) {
+    try {
+      await listener?.apply(this, values);
+    } catch (error) {
+      (globalThis.reportError ?? console.error)(error);
+    }
   }
 
   /** Listen to events of one type, to every `event`, to `state` or to the `end`. Returns what ends the listening. */
   on<K extends EventType>(type: K, listener: (data: EventData[K], event: ReceivedEvent<K>) => void): () => void;
   on<K extends keyof ClientEvents>(type: K, listener: (value: ClientEvents[K]) => void): () => void;
   on(type: string, listener: Listener): () => void {
-    return this.#listen(type, listener);
-  }
-
-  #listen(type: string, listener: Listener) {
-    const own = (event: Event) => listener(...(event as CustomEvent).detail);
-    this.#target.addEventListener(type, own);
-    return () => this.#target.removeEventListener(type, own);
+    const one = { type, listener };
+    this.#listening.add(one);
+    return () => {
+      this.#listening.delete(one);
+    };
   }
 
   /**
@@ -173,33 +182,26 @@ export class SSEClient {
    * connection, and AgentSSEError `lagged` when more than 10,000 events wait for the reader.
    */
   async *[Symbol.asyncIterator](): AsyncGenerator<ReceivedEvent, void, undefined> {
-    const queue: ReceivedEvent[] = [];
-    let over = this.state.phase === "ended";
-    let error = this.state.error;
+    const { phase, error } = this.state;
+    const queue: (ReceivedEvent | AgentSSEError | null)[] = phase === "ended" ? [error] : [];
     let wake: (() => void) | undefined;
-    const end = (why: AgentSSEError | null) => {
-      over = true;
-      error = why;
+    const put = (item: ReceivedEvent | AgentSSEError | null) => {
+      if (queue.length === BACKLOG) item = new AgentSSEError("lagged", "read too slowly");
+      if (queue.length <= BACKLOG) queue.push(item);
       wake?.();
     };
-    const offs = [
-      this.on("event", (event) => {
-        if (!over && queue.push(event) > BACKLOG) end(new AgentSSEError("lagged", "the events were read too slowly"));
-        wake?.();
-      }),
-      this.on("end", end),
-    ];
-    if (this.state.phase === "idle") this.connect();
+    const offs = [this.on("event", put), this.on("end", put)];
+    if (phase === "idle") this.connect();
     try {
       for (;;) {
-        const event = queue.shift();
-        if (event) yield event;
-        else if (!over) {
+        const item = queue.shift();
+        if (item === null) return;
+        if (item instanceof AgentSSEError) throw item;
+        if (item) yield item;
+        else
           await new Promise<void>((resolve) => {
             wake = resolve;
           });
-        } else if (error) throw error;
-        else return;
       }
     } finally {
       for (const off of offs) off();
@@ -207,26 +209,26 @@ export class SSEClient {
   }
 
   /**
-   * Approve or deny the request shown: `requestId`, else the one that was delivered last. Returns whether the decision stands;
-   * never throws. The same answer to the same request is sent once.
+   * Approve or deny the request shown: `requestId`, else the one that was delivered last. Returns whether the decision
+   * stands; never throws. The same answer to the same request is sent once; where none was delivered yet, none is.
    */
   approvePermission(approved: boolean, reason = "", requestId?: string): Promise<boolean> {
-    const { http, inbox, session } = this.#link;
+    const { http, inbox, session, state } = this.#link;
     const id = requestId ?? inbox.shown;
+    if (!id && state.phase !== "idle") return Promise.resolve(false); // nobody has seen what this would answer
     const key = `${approved} ${id}`;
-    if (this.#answer?.key === key) return this.#answer.sent;
+    if (this.#answer?.key === key) return this.#answer;
     const sent = http
       .send(`/permission-response/${session}`, { body: { approved, reason, request_id: id } })
       .then(json)
-      .then(
-        ({ success }) => success === true,
-        () => false,
-      );
-    this.#answer = { key, sent };
-    sent.then((success) => {
-      if (!success || !id) this.#answer = undefined;
+      .then(({ success }) => success === true)
+      .catch(() => false);
+    const answer = Object.assign(sent, { key });
+    this.#answer = answer;
+    answer.then((success) => {
+      if (this.#answer === answer && !(success && id)) this.#answer = undefined;
     });
-    return sent;
+    return answer;
   }
 
   /** Answer a request in any way the service knows. Throws AgentSSEError; a conflict's `data` is the decision that won. */
@@ -253,7 +255,9 @@ export class SSEClient {
 
   /** Make an authenticated call below `baseUrl`; returns the body's `data`. Throws AgentSSEError. */
   request<T>(path: string, init?: { method?: string; body?: unknown; signal?: AbortSignal }): Promise<T> {
-    return this.#link.http.data(path, init);
+    return this.#link.http.data(path, init).catch((error) => {
+      throw asError(error);
+    });
   }
 }
 

@@ -3,6 +3,16 @@
 
 import type { Read } from "./stream.js";
 
+// Whether an event says why the stream ends; such a one has no id of its own.
+function isLastWord(text: string): boolean {
+  try {
+    const { type, code } = JSON.parse(text);
+    return type === "error" && /^(session_closed|token_expired|unavailable)$/.test(code);
+  } catch {
+    return false;
+  }
+}
+
 /** Read it by the browser's EventSource, with a single-use ticket in the URL; `signal` has to be aborted in the end. */
 export const readEventSource: Read = async ({ http, session }, cursor, signal, alive, frame) => {
   const { token } = await http.data(`/ticket/${session}`, { method: "POST", signal });
@@ -17,7 +27,8 @@ export const readEventSource: Read = async ({ http, session }, cursor, signal, a
     source.onerror = resolve;
     source.onmessage = ({ data, lastEventId }) => {
       alive();
-      frame(lastEventId === last ? null : lastEventId, data);
+      const own = lastEventId !== last && !isLastWord(data);
+      frame(own ? lastEventId : null, data);
       last = lastEventId;
     };
   });

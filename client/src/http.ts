@@ -1,6 +1,6 @@
 // Authenticated requests: the token goes into the header, never into a URL or an error; a refused one is renewed once.
 
-import { asError, refusal } from "./errors.js";
+import { AgentSSEError, refusal } from "./errors.js";
 
 const PATIENCE = 30_000; // ms that an answer may take
 
@@ -14,7 +14,7 @@ export interface Init {
   signal?: AbortSignal;
 }
 
-/** Requests with one client's token. */
+/** Requests with one client's token. What rejects has no token in its text, but may be any error: see `asError`. */
 export interface Http {
   /** The service's address, up to and with its prefix. */
   readonly base: string;
@@ -22,11 +22,11 @@ export interface Http {
   token(): string | Promise<string>;
   /** Forget the token; false when nobody gives another one. */
   expire(): boolean;
-  /** Return the response, of whichever status. Throws AgentSSEError. */
+  /** Return the response, of whichever status. */
   send(path: string, init?: Init): Promise<Response>;
-  /** Return the response of a success. Throws AgentSSEError for every other one. */
+  /** Return the response of a success. Rejects with AgentSSEError for every other one. */
   call(path: string, init?: Init): Promise<Response>;
-  /** Return the `data` of a success' JSON. Throws AgentSSEError. */
+  /** Return the `data` of a success' JSON. */
   // biome-ignore lint/suspicious/noExplicitAny: whoever asks knows its shape
   data(path: string, init?: Init): Promise<any>;
 }
@@ -37,9 +37,9 @@ export function makeHttp(base: string, token: string | Promise<string>, provider
     base,
     token() {
       if (!token && provider) {
-        token = provider().catch((error) => {
+        token = (async () => provider())().catch((error) => {
           token = "";
-          throw asError(error);
+          throw error;
         });
       }
       return token;
@@ -51,14 +51,16 @@ export function makeHttp(base: string, token: string | Promise<string>, provider
     async send(path, { method, body, headers, signal = AbortSignal.timeout(PATIENCE) } = {}) {
       for (let last = !provider; ; last = true) {
         const used = http.token();
+        const bearer = await used;
+        if (/[^ -~]/.test(bearer)) {
+          throw new AgentSSEError("unauthorized", "no header takes this token"); // `fetch` would quote it
+        }
         const response = await fetch(base + path, {
           method: method ?? (body ? "POST" : "GET"),
           cache: "no-store",
           signal,
-          headers: { ...headers, Authorization: `Bearer ${await used}`, "Content-Type": "application/json" },
+          headers: { ...headers, Authorization: `Bearer ${bearer}`, "Content-Type": "application/json" },
           body: body ? JSON.stringify(body) : null,
-        }).catch((error) => {
-          throw asError(error);
         });
         if (response.status !== 401 || last) return response;
         if (used === token) token = ""; // else another request has renewed it already
@@ -71,10 +73,7 @@ export function makeHttp(base: string, token: string | Promise<string>, provider
     },
     async data(path, init) {
       const response = await http.call(path, init);
-      const body = await response.json().catch((error) => {
-        throw asError(error);
-      });
-      return body.data;
+      return (await response.json()).data;
     },
   };
   return http;

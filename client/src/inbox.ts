@@ -5,6 +5,15 @@ import type { ReceivedEvent } from "./types.js";
 
 const REMEMBERED = 1000; // permission requests
 
+// Return an event's JSON, or nothing for what is none: one bad event is not to end the stream.
+function parse(id: string | null, raw: string) {
+  try {
+    const event = JSON.parse(raw);
+    if (typeof event.type === "string") return event;
+  } catch {}
+  console.error("agent-sse: no event", id);
+}
+
 const padded = (id: string) => id.replace(/\d+/g, (digits) => digits.padStart(20, "0"));
 
 /** Whether event id `a`, `"<ms>-<seq>"`, comes after `b`; everything comes after none, none after anything. */
@@ -38,11 +47,13 @@ export function makeInbox(
     cursor,
     take(id = null, raw) {
       if (id && !isAfter(id, inbox.cursor)) return;
-      const { type, data, ...top } = JSON.parse(raw);
-      const request = data?.request_id;
       const previous = inbox.cursor;
-      const again = type === "permission_request" && requests.get(request);
       inbox.prime(id);
+      const event = parse(id, raw);
+      if (!event) return;
+      const { type, data, ...top } = event;
+      const request = data?.request_id;
+      const again = type === "permission_request" && requests.get(request);
       if (type === "stream_reset") inbox.renew();
       if (type === "permission_cleared")
         for (const one of request ? [request] : requests.keys()) requests.set(one, false);
@@ -55,7 +66,7 @@ export function makeInbox(
       if (type === "heartbeat") id = null; // EventSource says the cursor beside it
       deliver({ id, type, data: data ?? top, raw } as ReceivedEvent, previous, !!again);
       if (!id && type === "error") {
-        throw new AgentSSEError(top.code === "token_expired" ? "unauthorized" : top.code, top.message);
+        throw new AgentSSEError(top.code === "token_expired" ? "unauthorized" : top.code, top.message, null, null, top);
       }
     },
     prime(id) {

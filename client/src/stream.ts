@@ -54,7 +54,7 @@ export const readStream: Read = async (link, cursor, signal, alive, frame, retry
     signal,
   });
   if (!/event-stream/.test(`${headers.get("Content-Type")}`)) throw asError("no event stream: check baseUrl");
-  link.beat = 1000 * Number(headers.get("Heartbeat-Interval")) || link.beat;
+  link.beat = link.options.heartbeatInterval ?? (1000 * Number(headers.get("Heartbeat-Interval")) || link.beat);
   const reader = (body as ReadableStream<Uint8Array>).getReader();
   signal.onabort = () => reader.cancel().catch(() => {}); // Node 20 forgets a request's signal once it has its head
   const decoder = new TextDecoder();

@@ -5,16 +5,18 @@ import type { EventData, EventType } from "./events.js";
 
 export type { AgentSSEError, ErrorCode } from "./errors.js";
 
-/** One event as it arrived. */
-export interface ReceivedEvent<T extends EventType = EventType> {
-  /** The Redis Stream id, `"<ms>-<seq>"`; null for what a snapshot or a heartbeat says. */
-  readonly id: string | null;
-  readonly type: T;
-  /** What the event carries; for `heartbeat` and `error`, whose fields stand at the top, those fields. */
-  readonly data: EventData[T];
-  /** The event's JSON text `{"type", …}` with every digit of large whole numbers, which `data` rounds. */
-  readonly raw: string;
-}
+/** One event as it arrived; its `type` tells what its `data` is. */
+export type ReceivedEvent<T extends EventType = EventType> = T extends EventType // for each type its own
+  ? {
+      /** The Redis Stream id, `"<ms>-<seq>"`; null for what a snapshot or a heartbeat says. */
+      readonly id: string | null;
+      readonly type: T;
+      /** What the event carries; for `heartbeat` and `error`, whose fields stand at the top, those fields. */
+      readonly data: EventData[T];
+      /** The event's JSON text `{"type", …}` with every digit of large whole numbers, which `data` rounds. */
+      readonly raw: string;
+    }
+  : never;
 
 /** Where the connection stands. */
 export type Phase =
@@ -24,7 +26,7 @@ export type Phase =
   | "open"
   /** Waiting to try again at `retryAt`. */
   | "waiting"
-  /** The browser says there is no network; it goes on by itself with `online`. */
+  /** The last attempt failed, and the browser says there is no network; it goes on by itself. */
   | "offline"
   /** Ended for good by `error`, or because the session was closed; `connect()` begins anew. */
   | "ended";
@@ -35,7 +37,7 @@ export interface ConnectionState {
   readonly via: "stream" | "poll" | "tab" | null;
   /** Failed attempts in a row. */
   readonly attempt: number;
-  /** When the next attempt is made, Unix milliseconds. */
+  /** When the next attempt is made, Unix milliseconds; null while `offline`. */
   readonly retryAt: number | null;
   /** When the last byte arrived, Unix milliseconds. */
   readonly lastByteAt: number | null;
@@ -61,12 +63,12 @@ export interface ClientOptions {
   transport?: "fetch" | "eventsource";
   /** Go on after this event id. Default: a snapshot of the present state. */
   lastEventId?: string;
-  /** Failed attempts in a row before it ends. Default 10. */
+  /** Failed attempts before it ends, counted until it was open for a minute in all. Default 10. */
   maxReconnectAttempts?: number;
   /** Base and cap of the exponential backoff, milliseconds. Default 1000 and 30000. */
   reconnectDelay?: number;
   maxReconnectDelay?: number;
-  /** Reconnect after two of these without a byte, milliseconds. Default: what the service says, else 15000. */
+  /** Reconnect after two of these without a byte, milliseconds. Default: what the service says, else 15000; not to be less than that. */
   heartbeatInterval?: number;
   /** How long the first byte may take before long polling is tried, milliseconds. Default 5000. */
   streamTimeout?: number;

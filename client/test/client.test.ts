@@ -191,11 +191,15 @@ test("a token that expires while streaming ends it, or is renewed at once", asyn
       baseUrl: strict.base,
       tokenProvider: async () => strict.token("s"),
     });
+    const messages: string[] = [];
+    ended.onError = (message) => messages.push(message);
     const end = ending(ended);
     const again = next(renewed, "state", (state) => state.phase === "waiting").then(() => phase(renewed, "open"));
     ended.connect();
     renewed.connect();
-    expect(await end).toMatchObject({ code: "unauthorized", status: null });
+    const error = await end;
+    expect(error).toMatchObject({ code: "unauthorized", status: null });
+    expect(messages).toEqual([error.message]);
     await again;
   } finally {
     await strict.close();
@@ -355,9 +359,13 @@ test("a closed session ends it", async () => {
   const session = newSession();
   const made = await opened(session);
   const end = ending(made);
+  const messages: string[] = [];
+  made.onError = (message) => messages.push(message);
   const agent = service.agent(session);
   expect((await agent(`/sessions/${session}`, undefined, "DELETE")).status).toBe(200);
-  expect(await end).toMatchObject({ code: "session_closed" });
+  const error = await end;
+  expect(error).toMatchObject({ code: "session_closed" });
+  expect(messages).toEqual([error.message]);
 });
 
 test("a listener's subscription ends with what on() returned, and the same function may listen twice", async () => {
