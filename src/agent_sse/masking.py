@@ -202,7 +202,7 @@ class Masker:
         before: Any = None
         for_curl = False
         for i, item in enumerate(value):
-            begin = 0 if isinstance(before, str) and before[:1] == "-" and self._kind(before) & _SECRET else -1
+            begin = 0 if isinstance(before, str) and self._is_flag(before) else -1
             if for_curl and before in _FLAGS_OF_CURL and isinstance(item, str):
                 begin = item.find(":") + 1 or -1
             if begin >= 0 and isinstance(item, str) and item[:1] != "-":
@@ -212,6 +212,10 @@ class Masker:
             for_curl = for_curl or (isinstance(item, str) and item.rpartition("/")[2] == "curl")
             before = item
         return items
+
+    def _is_flag(self, text: str) -> bool:
+        """Whether a secret's value comes next; not where one was hidden in the text itself (``-token=••••``)."""
+        return text[:1] == "-" and MASK not in text and bool(self._kind(text) & _SECRET)
 
     def _show_neighbour(self, text: str, begin: int, at: str, hidden: _Hidden) -> Any:
         """Show a secret's text, whose name is another value: hidden is, from ``begin`` on, what is harmless to hide."""

@@ -313,6 +313,7 @@ def test_knowing_is_bounded() -> None:
 
 
 @given(HOSTILE, HOSTILE)
+@example(None, ["-token=x9", "0"])
 def test_knowing_masker_leaves_no_known_text_and_is_stable(parameters: object, result: object) -> None:
     """No known text is in what it shows, and masking that again changes nothing."""
     masker = MASKER.knowing(parameters)
