@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 from playwright.async_api import Locator, expect
 
 from agent_sse import SimpleNotifier
+from browser.monitor import press_at_rest
 from browser.tabs import Room, Tab
 from harness import DEADLINE, make_token, until
 
@@ -53,8 +54,7 @@ class Console:
 
     async def press(self, name: str, tool: str) -> None:
         """Press a button of the tool's card once that takes it: ``Approve``, ``Deny``, ``Edit parameters of``."""
-        await self.request(tool).and_(self.page.locator("[data-steady=true]")).wait_for()
-        await self.button(f"{name} {tool}").click()
+        await press_at_rest(self.request(tool).get_by_role("button", name=f"{name} {tool}", exact=True))
 
     async def status(self, call_id: str, status: str) -> None:
         """Wait for a call's status."""

@@ -19,6 +19,18 @@ FOCUSED = """() => {
     return `${node.localName}: ${named ?? node.textContent.trim()}`;
 }"""
 
+FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+
+
+async def press_at_rest(button: Locator, *, force: bool = False) -> None:
+    """Bring a card's button into sight, and press it once its card has not moved on the screen for long enough. With
+    ``force`` also one that is `aria-disabled`."""
+    await button.scroll_into_view_if_needed()
+    await button.evaluate(FRAMES)  # the page hears of its scrolling with the next frame
+    card = button.locator("xpath=ancestor::article")
+    await card.and_(button.page.locator("[data-steady=true]")).wait_for()
+    await button.click(force=force)
+
 
 class Monitor:
     """`MCPToolMonitor` on a page. ``tab`` is its page."""
@@ -45,8 +57,7 @@ class Monitor:
 
     async def press(self, name: str, tool: str) -> None:
         """Press a button of the tool's card once that takes it: ``Approve``, ``Deny``, ``Edit parameters of``."""
-        await self.steady(tool)
-        await self.button(f"{name} {tool}").click()
+        await press_at_rest(self.card(tool).get_by_role("button", name=f"{name} {tool}", exact=True))
 
     async def edit(self, tool: str, parameters: str) -> None:
         """Open the tool's editor and put a JSON text into it."""

@@ -9,7 +9,7 @@ from playwright.async_api import Route
 
 from agent_sse import SimpleNotifier
 from agent_sse.errors import ToolCallCancelled
-from browser.monitor import several, show
+from browser.monitor import press_at_rest, several, show
 from browser.tabs import LOST, Agent, Room, decided
 from harness import ServiceProcess, Valkey, make_token, session_name, until
 
@@ -86,7 +86,7 @@ async def test_component_takes_no_error_of_the_application_for_a_refusal(room: R
     card = await monitor.steady("file_edit")
     await card.evaluate(NOTES)
     await monitor.tab.do("window.decisions = null")
-    await monitor.button("Approve file_edit").click()
+    await press_at_rest(monitor.button("Approve file_edit"))
     assert await decided(asking)
     await card.wait_for(state="detached")
     await monitor.outcome("approved", "file_edit approved by alice")
@@ -101,7 +101,7 @@ async def test_component_denies_with_a_reason(room: Room, agent: Agent) -> None:
     asking = agent.ask(session)
     card = await monitor.steady("file_edit")
     await card.get_by_role("textbox", name="Reason (optional)").fill("不行 — not today")
-    await monitor.button("Deny file_edit").click()
+    await press_at_rest(monitor.button("Deny file_edit"))
     decision = await decided(asking)
     assert (False, "denied", "不行 — not today") == (decision.approved, decision.outcome, decision.reason)
     await monitor.outcome("denied", "file_edit denied by alice · 不行 — not today")
@@ -114,7 +114,7 @@ async def test_component_remembers_an_answer_for_the_session(room: Room, agent: 
     first = agent.ask(session, {"file": "a.py"})
     card = await monitor.steady("file_edit")
     await card.get_by_role("radio", name="this session: this tool with exactly these parameters").check()
-    await monitor.button("Approve file_edit").click()
+    await press_at_rest(monitor.button("Approve file_edit"))
     assert await decided(first)
     again = await decided(agent.ask(session, {"file": "a.py"}))
     assert again
@@ -145,7 +145,7 @@ async def test_component_sends_an_edit_exactly(room: Room, agent: Agent) -> None
     lines = [" ".join(text.split()) for text in await added.all_inner_texts()]
     assert 'added: + "file": "b.py",' == lines[0]
     assert await removed.count() >= 2
-    await monitor.button("Approve with changes: file_edit").click()
+    await press_at_rest(monitor.button("Approve with changes: file_edit"))
     decision = await decided(asking)
     assert (True, True) == (decision.approved, decision.edited)
     assert {**parameters, "file": "b.py", "old": None} == {**decision.parameters, "old": None}
@@ -163,7 +163,7 @@ async def test_component_keeps_an_edit_that_is_refused(room: Room, agent: Agent)
     note, problem = card.locator(".agent-sse-note"), card.locator(".agent-sse-problem")
     await monitor.edit("file_edit", '{"file": ')
     await problem.get_by_text("This is not valid JSON").wait_for()
-    await monitor.button("Approve file_edit").click(force=True)  # it is `aria-disabled`
+    await press_at_rest(monitor.button("Approve file_edit"), force=True)  # it is `aria-disabled`
     await note.get_by_text("Put the parameters right first, or leave editing.").wait_for()
     field = card.get_by_role("textbox", name="New parameters of file_edit, as JSON")
     await field.fill('{"file": null, "key": "••••"}')
@@ -171,13 +171,13 @@ async def test_component_keeps_an_edit_that_is_refused(room: Room, agent: Agent)
 
     await field.fill(f'{{"file": "{"x" * 40}.py", "key": "••••"}}')
     await card.and_(monitor.page.locator("[data-steady=true]")).wait_for()
-    await monitor.button("Approve with changes: file_edit").click()
+    await press_at_rest(monitor.button("Approve with changes: file_edit"))
     await note.get_by_text("Not recorded: ").wait_for()
     assert "/file" in await note.inner_text()
     assert not asking.done()
     await field.fill('{"file": "b.py", "key": "••••"}')
     await card.and_(monitor.page.locator("[data-steady=true]")).wait_for()
-    await monitor.button("Approve with changes: file_edit").click()
+    await press_at_rest(monitor.button("Approve with changes: file_edit"))
     assert {"file": "b.py", "key": SECRET_VALUE} == (await decided(asking)).parameters
 
 
@@ -258,7 +258,7 @@ async def test_component_in_two_tabs_shares_connection_and_outcome(room: Room, a
     asking = agent.ask(session)
     for monitor in tabs:
         await monitor.steady("file_edit")
-    await tabs[1].button("Deny file_edit").click()
+    await press_at_rest(tabs[1].button("Deny file_edit"))
     assert not await decided(asking)
     for monitor in tabs:
         await monitor.card("file_edit").wait_for(state="detached")
@@ -313,7 +313,7 @@ async def test_component_keeps_its_view_over_a_restart(
     await monitor.page.get_by_role("button", name="Connect now").click()
     await monitor.status("c1", "completed")
     await monitor.steady("file_edit")
-    await monitor.button("Approve with changes: file_edit").click()
+    await press_at_rest(monitor.button("Approve with changes: file_edit"))
     assert {"file": "mine.py"} == (await decided(asking)).parameters
 
 
@@ -389,7 +389,7 @@ async def test_component_with_the_guides_props_only(room: Room, notifier: Simple
     tab = await room.monitor("component-plain", session)
     asking = agent.ask(session)
     await tab.page.locator(".permission-request[data-steady=true]").wait_for()
-    await tab.page.locator(".approve-btn").click()
+    await press_at_rest(tab.page.locator(".approve-btn"))
     assert await decided(asking)
     await notifier.tool_result(session, "file_edit", {"ok": 1}, success=True, tool_call_id="file_edit")
     await tab.page.get_by_text("Success").wait_for()

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from playwright.async_api import Locator
 
 from agent_sse import SimpleNotifier
-from browser.monitor import Monitor, several, show
+from browser.monitor import Monitor, press_at_rest, several, show
 from browser.tabs import LOST, Agent, Room, decided
 from harness import ServiceProcess, Valkey, session_name
 
@@ -184,6 +185,62 @@ async def test_component_takes_no_click_meant_for_the_card_before(room: Room, va
         assert 1 == len(room.proxy.asked("POST "))
 
 
+async def test_component_takes_no_click_meant_for_a_card_that_scrolled_away(room: Room, valkey: Valkey) -> None:
+    """When the page scrolls, by the user or by a script, a click at once on what came under the pointer answers
+    nothing; half a second later the card takes it."""
+    session = session_name()
+    monitor = await show(room, session)
+    async with several(valkey) as (_, agent):
+        askings = [agent.ask(session, {"text": "x\n" * 9}, tool=f"tool_{number}") for number in range(3)]
+        for number in range(3):
+            await monitor.steady(f"tool_{number}")
+        first, second = monitor.page.locator(".approve-btn").nth(0), monitor.page.locator(".approve-btn").nth(1)
+        below = await box(second)
+        above = await box(first)
+        await monitor.page.mouse.move(above["x"] + 20, above["y"] + 10)
+        await monitor.page.evaluate("(by) => scrollBy(0, by)", below["y"] - above["y"])
+        await monitor.page.mouse.down()
+        await monitor.page.mouse.up()
+        await monitor.page.locator(".agent-sse-note", has_text="The list has just moved").wait_for()
+        assert above["y"] == pytest.approx((await box(second))["y"], abs=2)
+        assert [] == room.proxy.asked("POST ")
+        await monitor.page.locator("[data-steady=true]").nth(1).wait_for()
+        await monitor.page.mouse.down()
+        await monitor.page.mouse.up()
+        await monitor.page.locator(".agent-sse-outcomes li").wait_for()
+        assert 1 == sum(asking.done() for asking in askings)
+
+
+async def test_component_scrolls_no_card_out_of_sight(room: Room, valkey: Valkey) -> None:
+    """A request that comes while another card is before the user's eyes is announced and has the focus, and nothing
+    moves; where no card is in sight the page scrolls to it."""
+    session = session_name()
+    monitor = await listening(room, session)
+    parameters = {"text": "x\n" * 9}
+    async with several(valkey) as (_, agent):
+        agent.ask(session, parameters, tool="first")
+        await monitor.steady("first")
+        agent.ask(session, parameters, tool="second")
+        await monitor.steady("second")
+        await monitor.tab.do("document.activeElement.blur()")
+        before = await box(monitor.button("Approve first"))
+        agent.ask(session, parameters, tool="third")
+        await heard(monitor, "assertive: Permission requested: third, High risk")
+        await monitor.has_focus("h4: third")
+        assert before == await box(monitor.button("Approve first"))
+        await monitor.tab.do("document.body.style.paddingTop = '3000px'; scrollTo(0, 0); document.activeElement.blur()")
+        agent.ask(session, parameters, tool="fourth")
+        await monitor.has_focus("h4: fourth")
+        await monitor.tab.until("() => scrollY > 0")
+
+
+async def box(button: Locator) -> dict[str, float]:
+    """Where a button is on the screen."""
+    found = await button.bounding_box()
+    assert found is not None
+    return {"x": found["x"], "y": found["y"]}
+
+
 async def test_component_leaves_the_editor_by_escape(room: Room, agent: Agent) -> None:
     """The editor has the focus when it opens; Escape leaves it unchanged, and the focus is where it was."""
     session = session_name()
@@ -271,7 +328,7 @@ async def test_component_has_no_axe_violation_while_it_asks(room: Room, agent: A
         await pages.check("editing")
         for monitor in pages.monitors:
             await monitor.page.locator("[data-request][data-steady=true]").wait_for()
-            await monitor.page.locator(".approve-btn").click()
+            await press_at_rest(monitor.page.locator(".approve-btn"))
             await monitor.page.locator(".agent-sse-note", has_text="/file").wait_for()
             await monitor.page.locator("textarea").fill("{")
             await monitor.page.locator(".agent-sse-problem").wait_for()

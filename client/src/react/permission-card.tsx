@@ -12,7 +12,7 @@ import { useMessages } from "./language.js";
 import type { Language, Messages } from "./messages.js";
 import { type Edit, readEdit } from "./patch.js";
 import { Caveats, Countdown, ParametersText } from "./request-parts.js";
-import { useSteady } from "./steady.js";
+import { type Steady, useSteady } from "./steady.js";
 
 export interface PermissionCardProps {
   request: OpenRequest;
@@ -139,7 +139,8 @@ interface ButtonsProps {
   request: OpenRequest;
   draft: Draft;
   busy: boolean;
-  press: (approved: boolean) => void;
+  /** `byPointer`: not by a key, nor by what presses for the user. */
+  press: (approved: boolean, byPointer: boolean) => void;
   texts: Messages;
 }
 
@@ -156,7 +157,7 @@ function Buttons({ request, draft, busy, press, texts }: ButtonsProps): ReactNod
         aria-label={edited ? texts.approveEditedTool(tool) : texts.approveTool(tool)}
         aria-disabled={busy || (editing && draft.edit?.ok === false)}
         onKeyDown={noRepeat}
-        onClick={() => press(true)}
+        onClick={(event) => press(true, event.detail > 0)}
       >
         {edited ? texts.approveEdited : texts.approve}
       </button>
@@ -166,7 +167,7 @@ function Buttons({ request, draft, busy, press, texts }: ButtonsProps): ReactNod
         aria-label={texts.denyTool(tool)}
         aria-disabled={busy}
         onKeyDown={noRepeat}
-        onClick={() => press(false)}
+        onClick={(event) => press(false, event.detail > 0)}
       >
         {texts.deny}
       </button>
@@ -197,7 +198,7 @@ interface Given {
   readonly edit: Edit | null;
 }
 
-function usePress(props: PermissionCardProps, texts: Messages, settled: () => boolean, given: Given) {
+function usePress(props: PermissionCardProps, texts: Messages, settled: Steady["settled"], given: Given) {
   const { request, onAnswer, pending = false } = props;
   const [note, setNote] = useState("");
   const sending = useRef(false); // two clicks may come before the first one's state
@@ -214,9 +215,9 @@ function usePress(props: PermissionCardProps, texts: Messages, settled: () => bo
       sending.current = false;
     }
   };
-  const press = (approved: boolean) => {
+  const press = (approved: boolean, byPointer: boolean) => {
     if (sending.current || pending) return;
-    if (!settled()) setNote(texts.justMoved);
+    if (!settled(byPointer)) setNote(texts.justMoved);
     else if (approved && given.edit?.ok === false) setNote(texts.fixFirst);
     else void send(approved);
   };
