@@ -21,9 +21,7 @@ export function App({ baseUrl }: { baseUrl: string }) {
   useEffect(() => applyPreferences(preferences), [preferences]);
   return (
     <LanguageContext value={preferences.language}>
-      <Notice>
-        <Console baseUrl={baseUrl} look={<Look preferences={preferences} onChange={setPreferences} />} />
-      </Notice>
+      <Console baseUrl={baseUrl} look={<Look preferences={preferences} onChange={setPreferences} />} />
     </LanguageContext>
   );
 }
@@ -32,31 +30,47 @@ function Console({ baseUrl, look }: { baseUrl: string; look: ReactNode }) {
   const texts = useTexts();
   const { credentials, problem, misplaced, signIn, signOut } = useCredentials();
   const onUnauthorized = useCallback(() => signOut(texts.unauthorized), [signOut, texts]);
-  const { token, session } = credentials;
-  if (token) {
-    return (
-      <SignedIn
-        credentials={credentials}
-        baseUrl={baseUrl}
-        look={look}
-        onChoose={(chosen) => signIn({ token, session: chosen })}
-        onSignOut={() => signOut("")}
-        onUnauthorized={onUnauthorized}
-      />
-    );
-  }
+  const { token } = credentials;
+  return (
+    // Another token may be another subject's: nothing of the one before stays.
+    <Notice key={token}>
+      {token ? (
+        <SignedIn
+          credentials={credentials}
+          baseUrl={baseUrl}
+          look={look}
+          onChoose={(chosen) => signIn({ token, session: chosen })}
+          onSignOut={() => signOut("")}
+          onUnauthorized={onUnauthorized}
+        />
+      ) : (
+        <SignedOut
+          session={credentials.session}
+          problem={problem || (misplaced ? texts.misplaced : "")}
+          look={look}
+          onSignIn={signIn}
+        />
+      )}
+    </Notice>
+  );
+}
+
+interface SignedOutProps {
+  readonly session: string;
+  readonly problem: string;
+  readonly look: ReactNode;
+  readonly onSignIn: (credentials: Credentials) => void;
+}
+
+function SignedOut({ session, problem, look, onSignIn }: SignedOutProps) {
+  const texts = useTexts();
   return (
     <>
       <header className="top">
         <h1>{texts.title}</h1>
         <div className="controls">{look}</div>
       </header>
-      <SignIn
-        key={session}
-        session={session}
-        problem={problem || (misplaced ? texts.misplaced : "")}
-        onSignIn={signIn}
-      />
+      <SignIn key={session} session={session} problem={problem} onSignIn={onSignIn} />
     </>
   );
 }
@@ -95,7 +109,7 @@ function SignedIn({ credentials, baseUrl, look, onChoose, onSignOut, onUnauthori
       <main className="work">
         <Sessions ask={ask} chosen={session} follower={follower} onChoose={onChoose} onUnauthorized={onUnauthorized} />
         {follower && (
-          <Session key={session} follower={follower} ask={ask} base={base} onUnauthorized={onUnauthorized} />
+          <Session key={follower.key} follower={follower} ask={ask} base={base} onUnauthorized={onUnauthorized} />
         )}
         {!session && <p className="muted choose">{texts.choose}</p>}
       </main>
@@ -115,7 +129,10 @@ function useOpenRequests(session: string): (count: number) => void {
   const name = [visible(session), title].filter(Boolean).join(" · ");
   useEffect(() => {
     document.title = count > 0 ? `(${count}) ${name}` : name;
-  }, [count, name]);
+    return () => {
+      document.title = title;
+    };
+  }, [count, name, title]);
   return setCount;
 }
 

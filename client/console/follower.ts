@@ -11,6 +11,8 @@ const FROM_THE_START = "0-0"; // all that the service still has; where that is n
 let made = 0;
 
 export class Follower {
+  /** Tells it from every other one, also of the same session. */
+  readonly key = `console ${++made}`;
   readonly log = new EventLog();
   readonly rows = new Rows(this.log);
   /** Counts up with whatever is to be drawn. */
@@ -33,7 +35,7 @@ export class Follower {
     readonly onOpenRequests: (count: number) => void,
   ) {
     // A store of its own: one that was left shortly before would have the calls, and the log none of their events.
-    this.#store = new SessionStore(`console ${++made}`, sessionId, token, {
+    this.#store = new SessionStore(this.key, sessionId, token, {
       baseUrl,
       shareTabs: true,
       lastEventId: FROM_THE_START,
@@ -58,8 +60,8 @@ export class Follower {
     this.onOpenRequests(0);
   }
 
-  /** Connect now, whatever it waits for. */
-  readonly connect = (): void => this.#store.client.connect();
+  /** Connect now, whatever it waits for. A session that was closed begins anew; the events seen of it stay in the log. */
+  readonly connect = (): void => this.#store.reconnect();
 
   /** Close the connection until `connect` is called again; what was seen stays. */
   readonly disconnect = (): void => this.#store.client.disconnect();

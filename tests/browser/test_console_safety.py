@@ -10,7 +10,7 @@ from playwright.async_api import Request, async_playwright, expect
 
 from agent_sse import SimpleNotifier
 from browser.console import WATCH_POLICY, Console, open_console, publish_raw
-from browser.tabs import FLAGS, Agent, Room
+from browser.tabs import FLAGS, Agent, Room, decided
 from harness import PREFIX, ServiceProcess, make_token, session_name
 
 FAR_IN_TIME = "2026-01-01T00:00:00Z"
@@ -72,19 +72,52 @@ async def test_console_keeps_the_token_out_of_every_address(room: Room, agent: A
     assert {f"Bearer {token}"} == set(sent)
 
 
-async def test_console_takes_another_token_from_the_fragment(room: Room, asked: list[Request]) -> None:
-    """A link that is opened in the console's own tab, with another token and session, is followed as at first."""
-    console = await open_console(room, session_name())
+async def test_console_takes_another_token_from_the_fragment(room: Room, agent: Agent, asked: list[Request]) -> None:
+    """A link that is opened in the console's own tab, with another token and session, is followed as at first. Of what
+    the one before saw nothing stays, though an event was open to be read, and what a button had said."""
+    former = session_name()
+    console = await open_console(room, former)
+    agent.ask(former, {"file": "alice's secret"})
+    await console.request("file_edit").wait_for()
+    await console.copied("Copy curl: approve, file_edit")
+    await console.events.first.click()
+    await expect(console.inspected).to_be_visible()
     session = session_name()
     token = make_token(session, sub="bob")
     await console.page.goto(f"{room.proxy.url}/#session={session}&token={token}")
     await expect(console.page.locator(".session-name")).to_have_text(session)
     await console.phase("open")
+    await expect(console.inspected).to_have_count(0)
+    await expect(console.page).to_have_title(f"{session} · agent-sse console")
     assert {"token": token, "session": session} == await console.kept()
+    page = await console.page.content()
+    assert [] == [text for text in ("alice", "file_edit", former, "Copied.") if text in page]
     devtools = await room.context.new_cdp_session(console.page)
     entries = (await devtools.send("Page.getNavigationHistory"))["entries"]
     assert [] == [entry["url"] for entry in entries if "token" in entry["url"]]
     assert [] == [one.url for one in asked if token in one.url]
+
+
+async def test_console_shows_another_subject_nothing_of_the_one_before(
+    room: Room, notifier: SimpleNotifier, agent: Agent
+) -> None:
+    """The same session with a token that may not see it: health, decisions and requests of the one who may are
+    gone at once."""
+    session = session_name()
+    await notifier.open_session(session, owner="alice")
+    console = await open_console(room, session)
+    console.tab.expect("403")
+    asking = agent.ask(session)
+    await console.press("Deny", "file_edit")
+    await decided(asking)
+    agent.ask(session)
+    await console.request("file_edit").wait_for()
+    await (await console.open_tab("Health")).locator(".facts").wait_for()
+    await console.page.goto(f"{room.proxy.url}/#session={session}&token={make_token('other', sub='mallory')}")
+    await console.phase("ended")
+    page = await console.page.content()
+    assert [] == [text for text in ("alice", "file_edit", "facts") if text in page]
+    await expect(console.page).to_have_title(f"{session} · agent-sse console")
 
 
 async def test_console_survives_a_reload_without_a_token_in_the_address(room: Room) -> None:
