@@ -18,7 +18,7 @@ export function Connection({ follower }: { follower: Follower }) {
   const since = (time: number) => texts.ago(remaining(Math.floor(Math.max(0, now - time) / 1000) * 1000, words));
   return (
     <div className="connection">
-      <ConnectionBadge connection={state} onReconnect={session.closed ? undefined : follower.connect} />
+      <ConnectionBadge connection={state} onReconnect={follower.connect} />
       <p className="muted pulse">
         {state.attempt > 0 && <span>{texts.attempt(state.attempt)}</span>}
         {lastByteAt !== null && <span>{`${texts.lastByte} ${since(lastByteAt)}`}</span>}

@@ -83,9 +83,11 @@ function Problems({ follower }: { follower: Follower }) {
       {lines.length > 0 && (
         <p className="problem">
           {lines.join(" ")}{" "}
-          <button type="button" className="small" onClick={follower.dismiss}>
-            {texts.dismiss}
-          </button>
+          {!view.closed && (
+            <button type="button" className="small" onClick={follower.dismiss}>
+              {texts.dismiss}
+            </button>
+          )}
         </p>
       )}
     </div>

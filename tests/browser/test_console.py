@@ -240,23 +240,34 @@ async def test_console_asks_for_another_token_when_one_expires(room: Room, servi
 
 
 async def test_console_says_that_the_session_was_closed(room: Room, notifier: SimpleNotifier, agent: Agent) -> None:
-    """A closed session is said to be closed, its request is gone, and nothing tries to connect."""
+    """A closed session is said to be closed, its request is gone, and nothing tries to connect. When the agent has opened
+    it again, "Connect now" follows it, with nothing of what was."""
     session = session_name()
     await notifier.open_session(session, owner="alice")
     console = await open_console(room, session)
     agent.ask(session)
+    await notifier.tool_status(session, "read", "executing", tool_call_id="c1")
     await console.request("file_edit").wait_for()
+    await console.status("c1", "executing")
     await notifier.close_session(session)
     await console.phase("ended")
     await expect(console.alert).to_contain_text("The session was closed.")
     await expect(console.request("file_edit")).to_have_count(0)
-    await expect(console.button("Connect now")).to_have_count(0)
+    await notifier.open_session(session, owner="alice")
+    await notifier.tool_status(session, "search", "executing", tool_call_id="c2")
+    await console.button("Connect now").click()
+    await console.status("c2", "executing")
+    await expect(console.page.locator(".call .tool")).to_have_text(["search"])
+    await expect(console.alert).to_be_empty()
 
 
 async def test_console_signs_out(room: Room) -> None:
     """Signing out ends the stream and leaves neither token nor session in the tab, also over a reload."""
-    console = await open_console(room, session_name())
+    session = session_name()
+    console = await open_console(room, session)
+    await expect(console.page).to_have_title(f"{session} · agent-sse console")
     await console.button("Sign out").click()
+    await expect(console.page).to_have_title("agent-sse console")
     for _ in range(2):
         await expect(console.page.locator("#token")).to_have_value("")
         await expect(console.page.locator("#session")).to_have_value("")

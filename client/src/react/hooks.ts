@@ -21,7 +21,7 @@ export interface AgentSession {
   readonly deny: (requestId: string, reason?: string) => Promise<AnswerResult>;
   /** Ask the agent to stop a call; rejects with `AgentSSEError`. */
   readonly cancel: (callId: string, reason?: string) => Promise<{ tool_call_id: string; status: string }>;
-  /** Connect at once, also after the connection ended. */
+  /** Connect at once, also after the end; of a session that was closed and may be open again, with an empty view. */
   readonly reconnect: () => void;
   /** Put away the session's last error. */
   readonly dismiss: () => void;
@@ -104,7 +104,7 @@ function actionsOf(store: SessionStore): Omit<AgentSession, "session" | "connect
     approve: plain(true),
     deny: plain(false),
     cancel: (callId, reason) => store.client.cancelCall(callId, reason),
-    reconnect: () => store.client.connect(),
+    reconnect: () => store.reconnect(),
     dismiss: () => store.dismiss(),
   };
 }

@@ -65,7 +65,7 @@ export function MCPToolMonitor(props: MCPToolMonitorProps): ReactNode {
           <ConnectionBadge
             connection={connection}
             heartbeatAt={session.heartbeatAt}
-            onReconnect={session.closed ? undefined : agent.reconnect}
+            onReconnect={agent.reconnect}
           />
           <Problem session={session} onDismiss={agent.dismiss} texts={texts} />
           <Requests agent={agent} texts={texts} moveFocus={moveFocus} onDecision={props.onDecision} />

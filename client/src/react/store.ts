@@ -4,7 +4,7 @@
 import { AgentSSEError, SSEClient } from "../index.js";
 import { dismissError, emptySession, reduceSession, settleRequest } from "../session.js";
 import { isObject } from "../text.js";
-import type { Answer, AnswerResult, ClientOptions, ConnectionState } from "../types.js";
+import type { Answer, AnswerResult, ClientOptions, ConnectionState, ReceivedEvent } from "../types.js";
 import type { Outcome, SessionView } from "../view.js";
 
 /** What the components see of a session at one moment. */
@@ -68,6 +68,7 @@ export class SessionStore {
   #listeners = new Set<() => void>();
   #flush: ReturnType<typeof setTimeout> | undefined;
   #disposal: ReturnType<typeof setTimeout> | undefined;
+  #anew = false; // what comes first is no gap in what is shown, which is nothing
 
   constructor(key: string, sessionId: string, token: string, options: ClientOptions) {
     this.#key = key;
@@ -76,7 +77,7 @@ export class SessionStore {
     // The client asks here, so that a renewed token serves it without a new connection.
     const tokenProvider = () => this.#provider?.() ?? Promise.resolve(this.#token);
     this.client = new SSEClient(sessionId, token, { ...options, tokenProvider });
-    this.client.on("event", (event) => this.#update({ session: reduceSession(this.#shared.session, event) }));
+    this.client.on("event", (event) => this.#take(event));
     this.client.on("state", (connection) => this.#update({ connection }));
   }
 
@@ -139,9 +140,24 @@ export class SessionStore {
     }
   }
 
+  /** Connect at once, also after the end; of a session that was closed and may be open again, with an empty view. */
+  reconnect(): void {
+    if (this.#shared.session.closed) {
+      this.#anew = true;
+      this.#update({ session: emptySession() });
+    }
+    this.client.connect();
+  }
+
   /** Put away the last error. */
   dismiss(): void {
     this.#update({ session: dismissError(this.#shared.session) });
+  }
+
+  #take(event: ReceivedEvent): void {
+    const session = reduceSession(this.#shared.session, event);
+    this.#update({ session: this.#anew && event.type === "stream_reset" ? dismissError(session) : session });
+    if (event.type !== "heartbeat") this.#anew = false;
   }
 
   #refused(requestId: string, error: AgentSSEError): void {
