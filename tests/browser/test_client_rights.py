@@ -37,7 +37,7 @@ async def test_client_ends_when_its_token_expires(room: Room) -> None:
     await tab.until("() => ends.length")
     assert ["unauthorized"] == [end["code"] for end in await tab.do("ends")]
     assert "ended" == (await tab.do("client.state"))["phase"]
-    assert await tab.calls("onError")
+    assert [end["message"] for end in await tab.do("ends")] == await tab.calls("onError")
     assert [] == await tab.calls("onMaxReconnectAttemptsReached")
     assert 1 == len(room.proxy.asked("/events/"))
 
@@ -58,6 +58,27 @@ async def test_client_goes_on_with_its_providers_next_token(
     assert list(range(10)) == await has_results(tab, 10)
     await opened(tab)
     assert [] == await tab.do("ends")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first stream", "resumed"])
+@pytest.mark.parametrize("transport", ["fetch", "eventsource"])
+async def test_client_of_a_closed_session_ends(
+    room: Room, notifier: SimpleNotifier, transport: str, again: bool
+) -> None:
+    """A closed session ends the client, which says so to `onError` once, and asks no more."""
+    session = session_name()
+    tab = await opened(await start(room, session, transport=transport, shareTabs=False))
+    await publish(notifier, session, range(3))
+    await has_results(tab, 3)
+    if again:
+        await tab.do("client.disconnect(); client.connect()")
+        await opened(tab)
+    await notifier.close_session(session)
+    await tab.until("() => client.state.phase === 'ended'")
+    end = (await tab.do("ends"))[-1]
+    assert ("session_closed", None) == (end["code"], end["status"])
+    assert [end["message"]] == await tab.calls("onError")
+    assert 1 + again == len(room.proxy.asked("/events/"))
 
 
 @pytest.mark.parametrize("transport", ["fetch", "eventsource"])
