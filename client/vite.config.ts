@@ -1,3 +1,4 @@
+import type { Plugin } from "vite";
 import { defineConfig } from "vitest/config";
 
 // The library: two entries, the core without any dependency, React left to who uses it.
@@ -15,8 +16,19 @@ export default defineConfig({
     rollupOptions: {
       external: ["react", "react-dom", "react/jsx-runtime"],
       preserveEntrySignatures: "allow-extension", // the chunk that shares tabs imports from the core
-      output: { chunkFileNames: "[name].js", minify: true, comments: { annotation: false } },
+      output: { chunkFileNames: "[name].js", minify: true, comments: { annotation: false } }, // nobody drops parts of it
     },
   },
+  plugins: [styleTypes()],
   test: { include: ["test/**/*.test.ts"], testTimeout: 30_000, hookTimeout: 30_000 },
 });
+
+/** Adds the declaration for `import "agent-sse/react/styles.css"`: strict projects take no module without one. */
+function styleTypes(): Plugin {
+  return {
+    name: "agent-sse-style-types",
+    generateBundle() {
+      this.emitFile({ type: "asset", fileName: "react/styles.css.d.ts", source: "export {};\n" });
+    },
+  };
+}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from browser.packing import MODULES, install, pack, run, tool
+from browser.packing import CLIENT, MODULES, install, pack, run, tool
 
 STRICT = {
     "target": "ES2022", "module": "ESNext", "moduleResolution": "bundler", "lib": ["ES2023", "DOM", "DOM.Iterable"],
@@ -52,6 +53,15 @@ createRoot(document.getElementById("root")!).render(
 );
 """
 
+# What the README's code takes as given.
+GIVEN = {
+    "ts": "declare const token: string;\n",
+    "tsx": """declare const sessionId: string, token: string;
+declare const options: Parameters<typeof import("agent-sse/react").useAgentSession>[2];
+""",
+}
+REACT_TOOLS = ("react", "react-dom", "@types/react", "@types/react-dom", "@vitejs/plugin-react")
+
 
 @pytest.fixture(scope="module")
 def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -66,7 +76,6 @@ def make_project(folder: Path, tarball: Path, name: str, code: str, *tools: str)
     (folder / "index.html").write_text(PAGE.format(name=name))
     (folder / "tsconfig.json").write_text(json.dumps({"compilerOptions": STRICT, "include": ["src"]}))
     (folder / "src" / name).write_text(code)
-    (folder / "src" / "css.d.ts").write_text('declare module "*.css";\n')
     install(folder, tarball, "vite", "typescript", *tools)
     return folder
 
@@ -111,8 +120,18 @@ def test_package_core_can_be_imported_by_node(tarball: Path, tmp_path: Path) -> 
 
 def test_package_component_builds_with_its_types_and_styles(tarball: Path, tmp_path: Path) -> None:
     """Component, hooks and styles type-check and build in an empty Vite project with React."""
-    tools = ("react", "react-dom", "@types/react", "@types/react-dom", "@vitejs/plugin-react")
-    project = make_project(tmp_path, tarball, "main.tsx", REACT, *tools)
+    project = make_project(tmp_path, tarball, "main.tsx", REACT, *REACT_TOOLS)
     assert "agent-sse" in build(project)
     styles = "".join(path.read_text("utf-8") for path in (project / "dist" / "assets").glob("*.css"))
     assert "--agent-sse-" in styles
+
+
+def test_package_readme_type_checks(tarball: Path, tmp_path: Path) -> None:
+    """The README's code, as it stands there, is right: each language's blocks together, strict."""
+    project = make_project(tmp_path, tarball, "given.d.ts", "", *REACT_TOOLS)
+    blocks = re.findall(r"^```(tsx?)\n(.*?)^```$", (CLIENT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    for language, given in GIVEN.items():
+        code = [text for name, text in blocks if name == language]
+        assert 2 == len(code)
+        (project / "src" / f"readme.{language}").write_text(given + "\n".join(code))
+    run(project, *tool(project, "typescript", "tsc"), "--project", ".", "--noUnusedLocals", "false")
