@@ -62,6 +62,11 @@ export function oneLine(value: unknown, limit = 300): string {
   return cut(visible(cut(text, limit).replace(/\s*\n\s*/g, " ")), limit);
 }
 
+/** Whether this engine can keep the digits of a number that a double would round: it has `JSON.rawJSON`. */
+export function keepsDigits(): boolean {
+  return EXACT.rawJSON !== undefined;
+}
+
 /**
  * `JSON.parse` that keeps the digits of numbers which a double would round: they become `JSON.rawJSON` objects, which
  * `JSON.stringify` writes as they came. In an engine without it they are rounded, see {@link keepsDigits}.
@@ -93,6 +98,27 @@ export function isRounded(value: unknown): boolean {
     return !Number.isFinite(value) || (Number.isInteger(value) && !Number.isSafeInteger(value));
   if (Array.isArray(value)) return value.some(isRounded);
   return isObject(value) && Object.values(value).some(isRounded);
+}
+
+/**
+ * The first number in a JSON text that is not sent as it stands: one with a fraction or an exponent which a double
+ * rounds, as the service does too; where this engine does not keep digits, any that it rounds. Undefined when
+ * there is none.
+ */
+export function inexactNumber(json: string): string | undefined {
+  const numbers = json.replace(/"(?:[^"\\]|\\.)*"/g, '""').match(/-?\d[\d.eE+-]*/g) ?? [];
+  const whole = /^-?\d+$/;
+  return numbers.find((one) => !(keepsDigits() && whole.test(one)) && decimal(one) !== decimal(String(Number(one))));
+}
+
+/** A number's digits without the zeros around them, and its exponent: the same for the same number. */
+function decimal(number: string): string {
+  const found = /^(-?)(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?$/.exec(number);
+  if (found === null) return number; // Infinity
+  const [, sign, whole = "", fraction = "", exponent = "0"] = found;
+  const digits = (whole + fraction).replace(/^0+/, "");
+  const short = digits.replace(/0+$/, "");
+  return short === "" ? "0" : `${sign}${short}e${Number(exponent) - fraction.length + digits.length - short.length}`;
 }
 
 /** Whether a value is a number kept as text by {@link parseExact}. */

@@ -1,12 +1,12 @@
 import "./exact-json.js";
 import { createElement } from "react";
 import { renderToString } from "react-dom/server";
-import { describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { arranged } from "../src/react/arranged.js";
 import { type DiffLine, diffLines } from "../src/react/diff.js";
 import { languageOf, messages } from "../src/react/messages.js";
 import { MCPToolMonitor } from "../src/react/monitor.js";
-import { readEdit, same } from "../src/react/patch.js";
+import { isChanged, readEdit, same } from "../src/react/patch.js";
 import { parseExact } from "../src/text.js";
 import type { ToolCall } from "../src/view.js";
 
@@ -70,6 +70,24 @@ describe("the merge patch of an edit", () => {
       readEdit(base, text),
     );
     expect(edits.map((edit) => edit.ok && JSON.stringify(edit.patch))).toEqual(['{"n":2}', '{"id":9007199254740992}']);
+  });
+
+  test.each([
+    ['{"n":123456789012345678.25}', "123456789012345678.25"],
+    ['{"n":[1,1e400]}', "1e400"],
+  ])("is refused for %s, which the service would round", (text, number) => {
+    expect(readEdit({ n: 1 }, text)).toEqual({ ok: false, problem: { kind: "inexact", number } });
+  });
+
+  test("leaves a number alone that is not changed, whatever it is", () => {
+    const base = parseExact('{"n":123456789012345678.25,"a":1}');
+    const edit = readEdit(base, '{"a":2,"n":123456789012345678.25}');
+    expect(edit.ok && edit.patch).toEqual({ a: 2 });
+  });
+
+  test("another order of keys is no change", () => {
+    const edits = ['{"b":2,"a":1}', '{"b":2}', "{"].map((text) => readEdit({ a: 1, b: 2 }, text));
+    expect(edits.map(isChanged)).toEqual([false, true, false]);
   });
 
   test("takes __proto__ for a key like any other", () => {
@@ -170,5 +188,28 @@ describe("on a server", () => {
   test("the component is rendered without a session, in the language it is told, and asks nobody", () => {
     const html = renderToString(createElement(MCPToolMonitor, { sessionId: "s1", token: "t", language: "zh" }));
     expect([html.includes(messages.zh.disconnected), html.includes(messages.zh.noRequests)]).toEqual([true, true]);
+  });
+});
+
+describe("in an engine without JSON.rawJSON", () => {
+  const whole = globalThis.JSON;
+  beforeAll(() => {
+    globalThis.JSON = { parse: whole.parse, stringify: whole.stringify } as JSON;
+  });
+  afterAll(() => {
+    globalThis.JSON = whole;
+  });
+
+  test("no edit has a number that was rounded", async () => {
+    vi.resetModules();
+    const { readEdit: edit } = await import("../src/react/patch.js");
+    const problems = ['{"a":9007199254740993}', '{"a":0.12345678901234567891}', '{"a":1.5,"b":9007199254740991}'].map(
+      (text) => edit({ a: 1 }, text),
+    );
+    expect(problems).toEqual([
+      { ok: false, problem: { kind: "inexact", number: "9007199254740993" } },
+      { ok: false, problem: { kind: "inexact", number: "0.12345678901234567891" } },
+      { ok: true, value: { a: 1.5, b: 9007199254740991 }, patch: { a: 1.5, b: 9007199254740991 } },
+    ]);
   });
 });

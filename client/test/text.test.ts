@@ -1,6 +1,17 @@
 import "./exact-json.js";
 import { describe, expect, test } from "vitest";
-import { cut, editable, exactData, isRounded, numberOf, oneLine, parseExact, pretty, visible } from "../src/text.js";
+import {
+  cut,
+  editable,
+  exactData,
+  inexactNumber,
+  isRounded,
+  numberOf,
+  oneLine,
+  parseExact,
+  pretty,
+  visible,
+} from "../src/text.js";
 import type { ReceivedEvent } from "../src/types.js";
 
 describe("visible", () => {
@@ -88,6 +99,17 @@ describe("oneLine and cut", () => {
 test("numberOf takes finite numbers, and those kept as text", () => {
   const values = [1.5, parseExact("9007199254740993"), "1", null, Number.NaN, parseExact("1e400")];
   expect(values.map(numberOf)).toEqual([1.5, 9007199254740992, null, null, null, null]);
+});
+
+test.each([
+  ["123456789012345678.25", "123456789012345678.25"],
+  ['{"a":[1,{"b":1e400}]}', "1e400"],
+  ["-0.1000000000000000055", "-0.1000000000000000055"],
+  ["1e-400", "1e-400"],
+  ["1.2345678e-320", "1.2345678e-320"],
+  ['[0.1,0.10,1e21,1E+2,100.0,-2.50e-3,0.0,0e9,9007199254740993,5e-324,"1e400 \\" 1e400"]', undefined],
+])("inexactNumber finds in %s %s", (json, expected) => {
+  expect(inexactNumber(json)).toBe(expected);
 });
 
 test("isRounded finds a whole number that a double cannot hold, however deep", () => {

@@ -1,10 +1,10 @@
 // Editing a request's parameters: a JSON text, what is wrong with it, and the lines that change.
 
 import { type KeyboardEvent, type ReactNode, useEffect, useId, useMemo, useRef } from "react";
-import { pretty, visible } from "../text.js";
+import { cut, pretty, visible } from "../text.js";
 import { type DiffLine, diffLines } from "./diff.js";
 import type { Messages } from "./messages.js";
-import type { Edit, EditProblem } from "./patch.js";
+import { type Edit, type EditProblem, isChanged } from "./patch.js";
 import { Scroll } from "./scroll.js";
 
 export interface EditorProps {
@@ -50,20 +50,18 @@ export function Editor({ tool, base, text, edit, texts, onChange, onLeave }: Edi
       <p id={problem} className="agent-sse-problem">
         {edit.ok ? "" : problemText(edit.problem, texts)}
       </p>
-      {edit.ok && <Changes base={base} value={edit.value} texts={texts} />}
+      {edit.ok && !isChanged(edit) && <p className="agent-sse-muted">{texts.unchanged}</p>}
+      {edit.ok && isChanged(edit) && <Changes base={base} value={edit.value} texts={texts} />}
     </div>
   );
 }
 
 function Changes({ base, value, texts }: { base: unknown; value: unknown; texts: Messages }): ReactNode {
   const lines = useMemo(() => diffLines(pretty(base), pretty(value)), [base, value]);
-  if (lines.every((line) => line.kind === "same" || line.kind === "skipped")) {
-    return <p className="agent-sse-muted">{texts.unchanged}</p>;
-  }
   return (
     <figure className="agent-sse-diff">
       <figcaption>{texts.changes}</figcaption>
-      <Scroll label={texts.changes}>
+      <Scroll label={texts.changes} texts={texts}>
         {lines.map((line, at) => (
           // biome-ignore lint/suspicious/noArrayIndexKey: lines have no identity but their place
           <Line key={at} line={line} texts={texts} />
@@ -99,5 +97,7 @@ export function problemText(problem: EditProblem, texts: Messages): string {
       return texts.tooDeep;
     case "null":
       return texts.nullValue(visible(problem.pointer));
+    case "inexact":
+      return texts.inexact(cut(problem.number, 100));
   }
 }

@@ -1,7 +1,7 @@
 // The JSON Merge Patch (RFC 7396, https://www.rfc-editor.org/rfc/rfc7396) that makes edited parameters of shown ones,
 // or the reason why there is none. Pure.
 
-import { isObject, parseExact } from "../text.js";
+import { inexactNumber, isObject, keepsDigits, parseExact } from "../text.js";
 
 type JsonObject = Record<string, unknown>;
 
@@ -11,7 +11,9 @@ export type EditProblem =
   | { readonly kind: "not_object" }
   | { readonly kind: "too_deep" }
   /** A literal null, which a merge patch takes for "remove". */
-  | { readonly kind: "null"; readonly pointer: string };
+  | { readonly kind: "null"; readonly pointer: string }
+  /** A number that the service would round. */
+  | { readonly kind: "inexact"; readonly number: string };
 
 /** What an edited text comes to; `patch` is `{}` when nothing changed. */
 export type Edit =
@@ -35,10 +37,19 @@ export function readEdit(base: unknown, text: string): Edit {
     const value = parseExact(text);
     if (!isObject(value) || !isObject(base)) return { ok: false, problem: { kind: "not_object" } };
     boundDepth(value, 0);
-    return { ok: true, value, patch: difference(base, value, "") };
+    const patch = difference(base, value, "");
+    // Without `JSON.rawJSON` the patch has no more than the rounded numbers: then it is the text that tells.
+    const number = inexactNumber(keepsDigits() ? JSON.stringify(patch) : text);
+    if (number !== undefined) return { ok: false, problem: { kind: "inexact", number } };
+    return { ok: true, value, patch };
   } catch (error) {
     return { ok: false, problem: problemOf(error) };
   }
+}
+
+/** Whether an edit can be sent and changes anything; another order of keys is no change. */
+export function isChanged(edit: Edit | null): boolean {
+  return edit?.ok === true && Object.keys(edit.patch).length > 0;
 }
 
 function problemOf(error: unknown): EditProblem {
