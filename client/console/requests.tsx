@@ -4,7 +4,7 @@ import { useEffect, useMemo, useRef, useState } from "react";
 import { riskText } from "../src/react/badge.js";
 import { useLanguage } from "../src/react/language.js";
 import { messages } from "../src/react/messages.js";
-import { PermissionCard } from "../src/react/permission-card.js";
+import { PermissionCard, SHOWN_REQUESTS } from "../src/react/permission-card.js";
 import { useRequestFocus } from "../src/react/steady.js";
 import { cut, oneLine, visible } from "../src/text.js";
 import type { OpenRequest, Outcome } from "../src/view.js";
@@ -24,10 +24,12 @@ interface Props {
 
 export function Requests({ follower, commandOf }: Props) {
   const texts = useTexts();
+  const language = useLanguage();
   const { session, pending } = useShared(follower);
   const { requests, clockOffset, outcomes } = session;
   const list = useRef<HTMLElement>(null);
-  const ids = useMemo(() => requests.map((request) => request.id), [requests]);
+  const shown = useMemo(() => requests.slice(0, SHOWN_REQUESTS), [requests]);
+  const ids = useMemo(() => shown.map((request) => request.id), [shown]);
   useRequestFocus(list, ids, true);
   return (
     <section ref={list} aria-labelledby="requests-title">
@@ -36,7 +38,7 @@ export function Requests({ follower, commandOf }: Props) {
       </h3>
       <Announcer requests={requests} />
       {requests.length === 0 && <p className="muted">{texts.noRequests}</p>}
-      {requests.map((request, index) => (
+      {shown.map((request, index) => (
         <div className="request" key={request.id}>
           <PermissionCard
             request={request}
@@ -48,6 +50,9 @@ export function Requests({ follower, commandOf }: Props) {
           <Commands request={request} commandOf={commandOf} />
         </div>
       ))}
+      {requests.length > shown.length && (
+        <p className="muted">{messages[language].moreRequests(requests.length - shown.length)}</p>
+      )}
       <Outcomes outcomes={outcomes} />
     </section>
   );

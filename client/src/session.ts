@@ -10,7 +10,7 @@ export type { CallProgress, CallResult, OpenRequest, Outcome, SessionView, ToolC
 
 export const MAX_CALLS = 200;
 const MAX_OPEN_CALLS = 1000;
-const MAX_REQUESTS = 200;
+const MAX_REQUESTS = 1000;
 const MAX_OUTCOMES = 20;
 const MAX_SETTLED = 1000;
 const MAX_OFFSETS = 8;
@@ -160,7 +160,8 @@ function withRequest(view: SessionView, data: Data): SessionView {
     truncated: data.truncated === true,
     digest: orNull(data.digest),
   };
-  return { ...view, requests: [...view.requests, request].slice(-MAX_REQUESTS) };
+  // Those that have waited longest expire first: what is too much is the newest.
+  return { ...view, requests: [...view.requests, request].slice(0, MAX_REQUESTS) };
 }
 
 function withCleared(view: SessionView, data: Data): SessionView {

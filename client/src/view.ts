@@ -74,7 +74,7 @@ export interface Outcome {
 export interface SessionView {
   /** By call id, oldest first. */
   readonly calls: ReadonlyMap<string, ToolCall>;
-  /** Oldest first. */
+  /** Oldest first, at most 1000 of them. */
   readonly requests: readonly OpenRequest[];
   /** The last ones, newest last. */
   readonly outcomes: readonly Outcome[];

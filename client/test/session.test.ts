@@ -214,6 +214,12 @@ describe("permission requests", () => {
     expect([open(answered), open(view), view.outcomes.map((one) => one.outcome)]).toEqual([["2"], ["2"], ["denied"]]);
   });
 
+  test("of too many open requests those stay that have waited longest", () => {
+    const requests = Array.from({ length: 1200 }, (_, at) => event("permission_request", { request_id: `pr_${at}` }));
+    const view = viewOf(...requests, cleared("pr_0"));
+    expect([view.requests.length, view.requests[0]?.id, view.requests[998]?.id]).toEqual([999, "pr_1", "pr_999"]);
+  });
+
   test("outcomes and settled ids are bounded", () => {
     const view = viewOf(...Array.from({ length: 1200 }, (_, at) => cleared(String(at))));
     expect([view.outcomes.length, view.settled.size, view.settled.has("1199"), view.settled.has("0")]).toEqual([

@@ -9,6 +9,7 @@ from playwright.async_api import Route
 
 from agent_sse import SimpleNotifier
 from agent_sse.errors import ToolCallCancelled
+from browser.console import publish_raw
 from browser.monitor import press_at_rest, several, show
 from browser.tabs import LOST, Agent, Room, decided
 from harness import ServiceProcess, Valkey, make_token, session_name, until
@@ -65,7 +66,7 @@ async def test_component_approves(room: Room, agent: Agent) -> None:
     monitor = await show(room, session)
     asking = agent.ask(session, {"file": "a.py"}, message="to fix the build", server="files")
     card = await monitor.steady("file_edit")
-    for text in ("High risk", "Server: files", "Message: to fix the build", '{\n  "file": "a.py"\n}'):
+    for text in ("High risk", "Server: files", "The agent says:", "to fix the build", '{\n  "file": "a.py"\n}'):
         await card.get_by_text(text).wait_for()
     await monitor.button("Approve file_edit").dblclick()
     decision = await decided(asking)
@@ -153,6 +154,77 @@ async def test_component_sends_an_edit_exactly(room: Room, agent: Agent) -> None
     await monitor.outcome("approved", "file_edit approved with changes by alice")
 
 
+async def test_component_sends_no_edit_that_is_none(room: Room, agent: Agent) -> None:
+    """Another order of keys is called no change and sent as none; a number that the service would round is not sent."""
+    session = session_name()
+    monitor = await show(room, session)
+    asking = agent.ask(session, {"a": 1, "b": {"c": 2, "d": 3}}, editable=True)
+    card = await monitor.steady("file_edit")
+    await monitor.edit("file_edit", '{"a": 123456789012345678.25}')
+    await card.locator(".agent-sse-problem").get_by_text("123456789012345678.25 cannot be sent").wait_for()
+    await card.get_by_role("textbox", name="New parameters").fill('{"b": {"d": 3, "c": 2}, "a": 1}')
+    await card.get_by_text("Nothing changed yet.").wait_for()
+    assert 0 == await card.locator(".agent-sse-diff").count()
+    await press_at_rest(monitor.button("Approve file_edit"))
+    decision = await decided(asking)
+    assert (True, False) == (decision.approved, decision.edited)
+
+
+async def test_component_tells_how_much_is_out_of_sight(room: Room, agent: Agent) -> None:
+    """Of long parameters and of a long message a box shows the beginning, its end is counted below it until one has
+    scrolled there, and the buttons stand where they were."""
+    session = session_name()
+    monitor = await show(room, session)
+    agent.ask(session, {f"key_{number}": number for number in range(98)}, message="please\n" * 500)
+    card = await monitor.steady("file_edit")
+    for label, lines in (
+        ("Parameters of file_edit", range(75, 86)),
+        ("What the agent says about file_edit", range(480, 500)),
+    ):
+        group = card.get_by_role("group", name=label, exact=True)
+        more = card.locator(f"[aria-label='{label}'] + .agent-sse-more")
+        below = int(str(await more.get_attribute("data-below")))
+        assert below in lines, (label, below)
+        await more.get_by_text(f"{below} more lines below: scroll to read them.").wait_for()
+        height = await card.evaluate("(card) => card.offsetHeight")
+        assert height < 1200
+        await group.evaluate("(box) => box.scrollTo(0, box.scrollHeight)")
+        await more.get_by_text("That is all.").wait_for()
+        assert height == await card.evaluate("(card) => card.offsetHeight")
+
+
+async def test_component_shows_the_requests_that_wait_longest(room: Room, notifier: SimpleNotifier) -> None:
+    """Of 260 requests the first 200 are shown and the others counted; when one goes the next one comes in."""
+    session = session_name()
+    monitor = await show(room, session)
+    for number in range(260):
+        data = {"request_id": f"pr_{number}", "tool_name": f"tool_{number}", "risk_level": "low", "parameters": {}}
+        await publish_raw(notifier, session, {"type": "permission_request", "data": data})
+    await monitor.card("tool_0").get_by_text("1 of 260").wait_for()
+    await monitor.page.get_by_text("60 more wait").wait_for()
+    await monitor.card("tool_199").wait_for()
+    assert 200 == await monitor.page.locator("[data-request]").count()
+    cleared = {"request_id": "pr_0", "tool_name": "tool_0", "outcome": "denied"}
+    await publish_raw(notifier, session, {"type": "permission_cleared", "data": cleared})
+    await monitor.card("tool_200").wait_for()
+    await monitor.card("tool_1").get_by_text("1 of 259").wait_for()
+
+
+async def test_component_follows_a_session_that_is_opened_again(room: Room, notifier: SimpleNotifier) -> None:
+    """After the session was closed "Connect now" follows what the agent has opened anew, with nothing of what was."""
+    session = session_name()
+    monitor = await show(room, session)
+    await notifier.tool_status(session, "read", "executing", tool_call_id="c1")
+    await monitor.status("c1", "executing")
+    await notifier.close_session(session)
+    await monitor.page.get_by_text("The session was closed.").wait_for()
+    await notifier.tool_status(session, "search", "executing", tool_call_id="c2")
+    await monitor.button("Connect now").click()
+    await monitor.status("c2", "executing")
+    assert 1 == await monitor.page.locator("[data-call]").count()
+    assert 0 == await monitor.page.get_by_text("history has a gap").count()
+
+
 async def test_component_keeps_an_edit_that_is_refused(room: Room, agent: Agent) -> None:
     """What cannot be sent is said before, what the service refuses after; the card and its text stay, and go on."""
     session = session_name()
@@ -176,6 +248,8 @@ async def test_component_keeps_an_edit_that_is_refused(room: Room, agent: Agent)
     assert "/file" in await note.inner_text()
     assert not asking.done()
     await field.fill('{"file": "b.py", "key": "••••"}')
+    await note.wait_for(state="hidden")
+    assert "" == await note.text_content()
     await card.and_(monitor.page.locator("[data-steady=true]")).wait_for()
     await press_at_rest(monitor.button("Approve with changes: file_edit"))
     assert {"file": "b.py", "key": SECRET_VALUE} == (await decided(asking)).parameters

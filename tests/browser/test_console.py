@@ -77,6 +77,20 @@ async def test_console_shows_calls_as_they_go(room: Room, notifier: SimpleNotifi
     assert set() == {text for text in await console.events.all_inner_texts() if "read" not in text}
 
 
+async def test_console_shows_the_whole_name_of_a_tool(room: Room, notifier: SimpleNotifier) -> None:
+    """Beside a server's name, a status and a button a tool's name is never cut while the row is wide enough for it."""
+    session = session_name()
+    console = await open_console(room, session)
+    for tool, status in (("delete_file", "executing"), ("read_multiple_files", "waiting_permission")):
+        details = {"server": "mcp_server_filesystem" * 2, "cancellable": True}
+        await notifier.tool_status(session, tool, status, tool_call_id=tool, details=details)
+        await console.status(tool, status)
+    for width in (360, 900, 1024, 1350, 1440, 1920):
+        await console.page.set_viewport_size({"width": width, "height": 900})
+        cut = "(names) => names.filter((name) => name.scrollWidth > name.clientWidth).map((name) => name.textContent)"
+        assert [] == await console.page.locator(".call .tool").evaluate_all(cut), width
+
+
 async def test_console_approves_and_denies(room: Room, agent: Agent) -> None:
     """The buttons of a request answer it, with the reason; below it stands what was decided, in the title how many
     requests wait."""
@@ -240,8 +254,8 @@ async def test_console_asks_for_another_token_when_one_expires(room: Room, servi
 
 
 async def test_console_says_that_the_session_was_closed(room: Room, notifier: SimpleNotifier, agent: Agent) -> None:
-    """A closed session is said to be closed, its request is gone, and nothing tries to connect. When the agent has opened
-    it again, "Connect now" follows it, with nothing of what was."""
+    """A closed session is said to be closed, its request is gone, and nothing tries to connect. When the agent has
+    opened it again, "Connect now" follows it, with nothing of what was."""
     session = session_name()
     await notifier.open_session(session, owner="alice")
     console = await open_console(room, session)

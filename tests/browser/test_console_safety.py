@@ -79,7 +79,8 @@ async def test_console_takes_another_token_from_the_fragment(room: Room, agent: 
     console = await open_console(room, former)
     agent.ask(former, {"file": "alice's secret"})
     await console.request("file_edit").wait_for()
-    await console.copied("Copy curl: approve, file_edit")
+    await console.button("Copy curl: approve, file_edit").click()
+    await expect(console.page.locator(".notice")).not_to_be_empty()
     await console.events.first.click()
     await expect(console.inspected).to_be_visible()
     session = session_name()
@@ -90,8 +91,9 @@ async def test_console_takes_another_token_from_the_fragment(room: Room, agent: 
     await expect(console.inspected).to_have_count(0)
     await expect(console.page).to_have_title(f"{session} · agent-sse console")
     assert {"token": token, "session": session} == await console.kept()
+    await expect(console.page.locator(".notice")).to_be_empty()
     page = await console.page.content()
-    assert [] == [text for text in ("alice", "file_edit", former, "Copied.") if text in page]
+    assert [] == [text for text in ("alice", "file_edit", former) if text in page]
     devtools = await room.context.new_cdp_session(console.page)
     entries = (await devtools.send("Page.getNavigationHistory"))["entries"]
     assert [] == [entry["url"] for entry in entries if "token" in entry["url"]]

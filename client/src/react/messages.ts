@@ -18,6 +18,16 @@ const en = {
   heartbeat: (seconds: number) => (seconds < 2 ? "heartbeat now" : `heartbeat ${seconds} s ago`),
   requests: "Permission requests",
   noRequests: "Nothing to decide.",
+  moreRequests: (count: number) =>
+    count === 1
+      ? "One more waits: it comes in when another is decided."
+      : `${count} more wait: they come in as others are decided.`,
+  linesBelow: (count: number) =>
+    count === 0
+      ? "That is all."
+      : count === 1
+        ? "One more line below: scroll to read it."
+        : `${count} more lines below: scroll to read them.`,
   position: (index: number, total: number) => `${index} of ${total}`,
   request: (tool: string) => `Permission request: ${tool}`,
   newRequest: (tool: string, risk: string) => `Permission requested: ${tool}, ${risk}`,
@@ -27,7 +37,8 @@ const en = {
   >,
   otherRisk: (risk: string) => `Risk: ${risk}`,
   server: "Server",
-  agentSays: "Message",
+  agentSays: "The agent says",
+  messageOf: (tool: string) => `What the agent says about ${tool}`,
   parameters: "Parameters",
   parametersOf: (tool: string) => `Parameters of ${tool}`,
   originalParameters: "Parameters asked for",
@@ -47,6 +58,8 @@ const en = {
   notObject: "The parameters must stay a JSON object, { … }.",
   nullValue: (pointer: string) =>
     `null at ${pointer} cannot be sent: in a change, null means “remove”. Leave the key out to remove it.`,
+  inexact: (number: string) =>
+    `The number ${number} cannot be sent as it stands, the service would round it: write fewer digits.`,
   tooDeep: "The parameters are nested too deeply.",
   scope: "This answer holds for",
   once: "only this time",
@@ -127,13 +140,16 @@ const zh: Messages = {
   heartbeat: (seconds) => (seconds < 2 ? "刚收到心跳" : `${seconds} 秒前收到心跳`),
   requests: "权限确认",
   noRequests: "没有待确认的请求。",
+  moreRequests: (count) => `另有 ${count} 个请求在等待：前面的决定后依次显示。`,
+  linesBelow: (count) => (count === 0 ? "已到末尾。" : `下面还有 ${count} 行：请滚动查看。`),
   position: (index, total) => `第 ${index} 个，共 ${total} 个`,
   request: (tool) => `权限请求：${tool}`,
   newRequest: (tool, risk) => `新的权限请求：${tool}，${risk}`,
   risk: { low: "低风险", medium: "中风险", high: "高风险", critical: "严重风险" },
   otherRisk: (risk) => `风险级别：${risk}`,
   server: "服务器",
-  agentSays: "说明",
+  agentSays: "代理的说明",
+  messageOf: (tool) => `代理对 ${tool} 的说明`,
   parameters: "参数",
   parametersOf: (tool) => `${tool} 的参数`,
   originalParameters: "原先请求的参数",
@@ -152,6 +168,7 @@ const zh: Messages = {
   badJson: (why) => `不是有效的 JSON：${why}`,
   notObject: "参数必须仍是一个 JSON 对象 { … }。",
   nullValue: (pointer) => `无法发送 ${pointer} 处的 null：在修改中 null 表示“删除”。若要删除，请去掉该键。`,
+  inexact: (number) => `无法原样发送数字 ${number}，服务会对其取整：请减少位数。`,
   tooDeep: "参数嵌套过深。",
   scope: "此答复适用于",
   once: "仅此一次",

@@ -11,7 +11,7 @@ import { ToolCallCard } from "./call-card.js";
 import { type AgentSession, useAgentSession } from "./hooks.js";
 import { LanguageContext, useLanguage } from "./language.js";
 import { type Language, type Messages, messages } from "./messages.js";
-import { PermissionCard } from "./permission-card.js";
+import { PermissionCard, SHOWN_REQUESTS } from "./permission-card.js";
 import { useRequestFocus } from "./steady.js";
 
 /** A request that was answered here, and the decision that stands. */
@@ -62,11 +62,7 @@ export function MCPToolMonitor(props: MCPToolMonitorProps): ReactNode {
           data-theme={theme}
         >
           {regions}
-          <ConnectionBadge
-            connection={connection}
-            heartbeatAt={session.heartbeatAt}
-            onReconnect={agent.reconnect}
-          />
+          <ConnectionBadge connection={connection} heartbeatAt={session.heartbeatAt} onReconnect={agent.reconnect} />
           <Problem session={session} onDismiss={agent.dismiss} texts={texts} />
           <Requests agent={agent} texts={texts} moveFocus={moveFocus} onDecision={props.onDecision} />
           <Outcomes outcomes={session.outcomes} texts={texts} />
@@ -138,7 +134,8 @@ function Requests({ agent, texts, moveFocus, onDecision }: RequestsProps): React
   const { requests } = session;
   const list = useRef<HTMLElement>(null);
   const heading = useId();
-  const ids = useMemo(() => requests.map((request) => request.id), [requests]);
+  const shown = useMemo(() => requests.slice(0, SHOWN_REQUESTS), [requests]);
+  const ids = useMemo(() => shown.map((request) => request.id), [shown]);
   useRequestFocus(list, ids, moveFocus);
   const onAnswer = useCallback(
     async (requestId: string, given: Answer) => {
@@ -155,7 +152,7 @@ function Requests({ agent, texts, moveFocus, onDecision }: RequestsProps): React
         {texts.requests}
       </h3>
       {requests.length === 0 && <p className="agent-sse-muted">{texts.noRequests}</p>}
-      {requests.map((request, at) => (
+      {shown.map((request, at) => (
         <PermissionCard
           key={request.id}
           request={request}
@@ -165,6 +162,9 @@ function Requests({ agent, texts, moveFocus, onDecision }: RequestsProps): React
           onAnswer={onAnswer}
         />
       ))}
+      {requests.length > shown.length && (
+        <p className="agent-sse-muted">{texts.moreRequests(requests.length - shown.length)}</p>
+      )}
     </section>
   );
 }

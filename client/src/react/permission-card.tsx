@@ -1,8 +1,8 @@
 // One permission request with all that is needed to answer it. It answers by a press of its own buttons only: no form,
 // no default button, no key-repeat, and not while it has only just come or moved.
 
-import { type KeyboardEvent, type ReactNode, useId, useMemo, useRef, useState } from "react";
-import { editable, visible } from "../text.js";
+import { type KeyboardEvent, type ReactNode, useEffect, useId, useMemo, useRef, useState } from "react";
+import { editable, isRounded, visible } from "../text.js";
 import type { Answer } from "../types.js";
 import type { OpenRequest } from "../view.js";
 import { RiskBadge } from "./badge.js";
@@ -10,9 +10,13 @@ import { Choices, type Covers } from "./choices.js";
 import { Editor } from "./editor.js";
 import { useMessages } from "./language.js";
 import type { Language, Messages } from "./messages.js";
-import { type Edit, readEdit } from "./patch.js";
+import { type Edit, isChanged, readEdit } from "./patch.js";
 import { Caveats, Countdown, ParametersText } from "./request-parts.js";
+import { Scroll } from "./scroll.js";
 import { type Steady, useSteady } from "./steady.js";
+
+/** How many cards a list shows; the next one comes in when one goes. */
+export const SHOWN_REQUESTS = 200;
 
 export interface PermissionCardProps {
   request: OpenRequest;
@@ -37,7 +41,7 @@ export function PermissionCard(props: PermissionCardProps): ReactNode {
   const [covers, setCovers] = useState<Covers>("once");
   const [reason, setReason] = useState("");
   const risk = useId();
-  const given = { covers, reason, edit: draft.edit };
+  const given = { covers, reason, text: draft.text, edit: draft.edit };
   const { note, busy, press } = usePress(props, texts, settled, given);
   const tool = visible(request.tool);
   return (
@@ -105,9 +109,12 @@ function Facts({ request, texts }: { request: OpenRequest; texts: Messages }): R
         </p>
       )}
       {request.message !== null && request.message !== "" && (
-        <p className="agent-sse-message">
-          {texts.agentSays}: {visible(request.message)}
-        </p>
+        <div className="agent-sse-message">
+          <p>{texts.agentSays}:</p>
+          <Scroll label={texts.messageOf(visible(request.tool))} texts={texts} className="agent-sse-said">
+            <p>{visible(request.message)}</p>
+          </Scroll>
+        </div>
       )}
     </>
   );
@@ -171,7 +178,7 @@ function Buttons({ request, draft, busy, press, texts }: ButtonsProps): ReactNod
       >
         {texts.deny}
       </button>
-      {request.editable && !request.truncated && (
+      {request.editable && !request.truncated && !isRounded(request.parameters) && (
         <button
           ref={draft.button}
           type="button"
@@ -195,6 +202,7 @@ function noRepeat(event: KeyboardEvent): void {
 interface Given {
   readonly covers: Covers;
   readonly reason: string;
+  readonly text: string | null;
   readonly edit: Edit | null;
 }
 
@@ -203,6 +211,11 @@ function usePress(props: PermissionCardProps, texts: Messages, settled: Steady["
   const [note, setNote] = useState("");
   const sending = useRef(false); // two clicks may come before the first one's state
   const busy = pending || note === texts.sending;
+  // What was said of the parameters before they were changed is no longer true.
+  // biome-ignore lint/correctness/useExhaustiveDependencies: with each change of the text
+  useEffect(() => {
+    if (!sending.current) setNote("");
+  }, [given.text]);
   const send = async (approved: boolean) => {
     sending.current = true;
     setNote(texts.sending);
@@ -222,10 +235,6 @@ function usePress(props: PermissionCardProps, texts: Messages, settled: Steady["
     else void send(approved);
   };
   return { note, busy, press };
-}
-
-function isChanged(edit: Edit | null): boolean {
-  return edit?.ok === true && Object.keys(edit.patch).length > 0;
 }
 
 /** What is sent: a change goes with a yes only, and the answer to what was changed holds once (docs/permissions.md). */

@@ -13,7 +13,7 @@ const LAST_CALL = 30; // seconds before the end, when a screen reader is told on
 /** The parameters, whole: nobody approves what was cut off. */
 export function ParametersText({ request, texts }: { request: OpenRequest; texts: Messages }): ReactNode {
   return (
-    <Scroll label={texts.parametersOf(visible(request.tool))}>
+    <Scroll label={texts.parametersOf(visible(request.tool))} texts={texts}>
       <pre className="agent-sse-json">{pretty(request.parameters)}</pre>
     </Scroll>
   );
