@@ -26,6 +26,7 @@ HEADERS = {
     "content-security-policy": POLICY, "referrer-policy": "no-referrer", "x-content-type-options": "nosniff",
     "cache-control": "no-cache", "cross-origin-opener-policy": "same-origin",
 }  # fmt: skip
+METHODS = ["GET", "HEAD"]  # to HEAD the server sends no body: https://www.rfc-editor.org/rfc/rfc9110#section-9.3.2
 PAGE = "index.html"
 KINDS = {PAGE: "text/html", "console.js": "text/javascript", "console.css": "text/css"}
 PREFIX_PLACE = 'content="{}"'  # in the page's <meta name="agent-sse-prefix">
@@ -64,11 +65,11 @@ def add_pages(app: FastAPI, settings: Settings) -> None:
     """Serve the console at ``/`` and its files below ``/console/``."""
     known = _read(settings.url_prefix)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=METHODS, include_in_schema=False)
     async def page(request: Request) -> Response:
         return known[PAGE].response(request)
 
-    @app.get("/console/{name}", include_in_schema=False)
+    @app.api_route("/console/{name}", methods=METHODS, include_in_schema=False)
     async def page_file(request: Request, name: str) -> Response:
         if name == PAGE or name not in known:
             raise HTTPException(404, "there is no such file")

@@ -106,6 +106,18 @@ async def test_page_by_another_spelling_answers_to_allowed_hosts_only(valkey: Va
         assert 421 == (await ask(served, path, b"evil.example"))[0]
 
 
+async def test_pages_answer_to_head_as_to_get(valkey: Valkey) -> None:
+    """HEAD has GET's status and headers and no body, for the page, its files and what is none."""
+    async with serve(make_settings(valkey.url)) as served, httpx.AsyncClient(timeout=DEADLINE) as http:
+        for path in ("/", "/console/console.js", "/console/console.css", "/console/x"):
+            head, got = await http.head(served.url + path), await http.get(served.url + path)
+            assert (b"", got.status_code) == (head.content, head.status_code), path
+            varying = {"date", "x-request-id"}
+            assert {name: value for name, value in got.headers.items() if name not in varying} == {
+                name: value for name, value in head.headers.items() if name not in varying
+            }, path
+
+
 async def test_api_and_probes_answer_to_any_host(valkey: Valkey) -> None:
     """What a token guards, and what says only that the process lives, works behind any proxy's name."""
     async with serve(make_settings(valkey.url)) as served, httpx.AsyncClient(timeout=DEADLINE) as http:
