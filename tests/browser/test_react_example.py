@@ -84,6 +84,8 @@ async def test_example_answers_the_agent_in_each_of_its_ways(
     session = session_name()
     async with vite(project, service.url) as url:
         tab = await room.visit(f"{url}/#session={session}&token={make_token(session)}")
+        await tab.page.get_by_role("button", name="the guide's client").wait_for()
+        assert f"{url}/" == tab.page.url  # the token stays in no address
         for way in ("the guide's client", "the package's client", "the package's component"):
             await tab.page.get_by_role("button", name=way).click()
             asking = agent.ask(session, {"file": f"{way}.py"})

@@ -35,6 +35,8 @@ function Example({ sessionId, token }: { sessionId: string; token: string }) {
 const fragment = new URLSearchParams(location.hash.slice(1));
 const sessionId = fragment.get("session");
 const token = fragment.get("token");
+// Nor does the token stay in the address bar, from where it would be copied, and in the history.
+history.replaceState(null, "", location.pathname + location.search);
 const root = document.getElementById("root");
 if (root) {
   createRoot(root).render(
