@@ -83,6 +83,8 @@ async def run(settings: Settings, session_id: str) -> None:
     """Watch until the session is closed, the output's reader leaves, or SIGINT or SIGTERM."""
     check_session_id(session_id)
     url = await find_redis(settings)
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)  # rich would believe them, and draw what a smaller terminal does not show
     console = Console()
     # In another encoding escapes would make lines longer than they were measured, and push others out of sight.
     can_draw = not console.is_dumb_terminal and console.encoding.startswith("utf")

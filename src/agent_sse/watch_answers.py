@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import getpass
 import os
+import time
 from collections.abc import Awaitable, Callable
 
 from agent_sse import cancels, merge_patch
@@ -22,7 +23,7 @@ from agent_sse.watch_commands import UNKNOWN, Cancel, Plain, Reply, Wrong, parse
 from agent_sse.watch_edit import NotEdited, edit_of, json_text
 from agent_sse.watch_session import Asked, Edit, Watched
 from agent_sse.watch_sink import WatchSink
-from agent_sse.watch_view import Event, View
+from agent_sse.watch_view import TOO_SMALL, Event, View
 from agent_sse.watch_vitals import read_vitals
 
 UNREAD = 0.7  # s; an answer that comes this soon after a request appeared was typed for what was there before
@@ -89,6 +90,7 @@ class Watch:
             case Plain("more"):
                 if self._watched.requests.current is not None:
                     self._watched.requests.current.turn_page()
+                    self._watched.requests.current.appear(_now())
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
@@ -121,11 +123,17 @@ class Watch:
         if asked is None:
             return "nothing is asked now"
         if typed and _now() - asked.since < UNREAD:
-            return "this request has just appeared: read it, and answer again"
+            return "this has just appeared: read it, and answer again"
+        if not asked.fits and (reply.approved or reply.covers is not None):
+            return f"{TOO_SMALL}; n alone denies"
         if reply.covers is not None and "session" not in asked.scopes:
             return "this is asked each time: y or n alone"
         if reply.covers is not None and reply.approved and asked.edit is not None:
             return "an edit is for this once: y alone, or drop the edit"
+        if reply.approved and asked.unseen and not asked.warned:
+            asked.appear(_now())
+            asked.warned = True
+            return f"lines not seen: {asked.unseen}. Enter turns the page, y again approves them unseen"
         return None
 
     def _set_answered(self, asked: Asked, answered: bool) -> None:
@@ -138,6 +146,9 @@ class Watch:
             why = "nothing is asked now" if asked is None else "edit needs a terminal"
             self._view.say("this request takes yes or no" if asked is not None and not asked.editable else why)
             return
+        if not asked.fits:
+            self._view.say(TOO_SMALL)
+            return
         shown = asked.data["parameters"]
         begin = shown if asked.edit is None else merge_patch.apply(shown, asked.edit.patch)
         self.editing = True
@@ -148,6 +159,8 @@ class Watch:
             return
         finally:
             self.editing = False
+            if self._watched.requests.current is not None:  # another one, perhaps, which came behind the editor
+                self._watched.requests.current.appear(_now())
         current = self._watched.requests.current
         if current is None or (current.request_id, current.data) != (asked.request_id, asked.data):
             self._view.say(f"too late: the request for {asked.tool} is gone, the edit too")
@@ -158,7 +171,8 @@ class Watch:
     def _set_edit(self, edit: Edit | None) -> None:
         asked = self._watched.requests.current
         if asked is not None:
-            asked.edit, asked.skip, asked.since = edit, 0, _now()
+            asked.edit, asked.skip = edit, 0
+            asked.appear(_now())
 
     async def _cancel(self, name: str, reason: str) -> None:
         call = self._watched.calls.find(name)
@@ -201,7 +215,7 @@ def _became(answer: Answer, tool: str) -> str:
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    return time.monotonic()
 
 
 def _user() -> str:

@@ -19,20 +19,29 @@ STYLES = {
     "critical": "bold red",
 }  # fmt: skip
 FRAME = 4  # lines: the border, the line of the risk, the line of what is missing
+LEAST_COLUMNS = 24  # the risk, and how many lines are not shown, are not cut then
 WIDE = 100  # columns; below that, words are short
+
+
+def fits(asked: Asked, *, width: int, height: int) -> bool:
+    """Return whether so many columns and lines show the whole tool name, the risk, and how much is not shown."""
+    return width >= LEAST_COLUMNS and len(chop_cells(asked.tool, width - 4)) <= height - FRAME
 
 
 def panel_of(asked: Asked, waiting: int, *, width: int, height: int, now: float) -> tuple[Panel, int]:
     """Return the request in up to ``height`` lines (at least 6), and how many it takes.
 
-    ``waiting`` requests are open in all; ``now`` is the service's time. What has no room is counted, or it would be
-    approved unseen: `Asked.skip` says where the part begins that is shown.
+    Only for one that :func:`fits`. ``waiting`` requests are open in all; ``now`` is the service's time. What has no
+    room is counted, or it would be approved unseen: `Asked.skip` says where the part begins that is shown.
     """
-    lines = _lines(asked, max(2, width - 4))
-    room = asked.room = max(2, height - FRAME)
+    lines = _lines(asked, width - 4)
+    room = asked.room = height - FRAME
     if asked.skip >= len(lines):
         asked.skip = 0
     part = lines[asked.skip : asked.skip + room]
+    seen = len(lines) - asked.unseen
+    if asked.skip <= seen:  # from the first page on, none left out
+        asked.unseen = len(lines) - max(seen, asked.skip + len(part))
     body = _head(asked, now)
     for number, line in enumerate(part, asked.skip):
         body.append("\n")
@@ -51,8 +60,6 @@ def _head(asked: Asked, now: float) -> Text:
     if expires is not None:
         left = max(0, round(expires - now))
         head.append(f"  {clock(left)} left", "bold red" if left <= 10 else "dim")
-    if asked.data.get("server"):
-        head.append(f"  server {text_of(asked.data['server'])}")
     return head
 
 
@@ -60,10 +67,12 @@ def _lines(asked: Asked, width: int) -> list[str]:
     """Return all that there is to read, no line wider than ``width``; made once, since it may be thousands of lines."""
     made_for = (width, asked.edit)
     if asked.drawn[0] != made_for:
-        message = asked.data.get("message")
-        texts = [asked.tool, *([f"says: {text_of(message)}"] if message else []), *notes_of(asked.data)]
+        named = (("server", "server"), ("says:", "message"))
+        texts = [asked.tool, *(f"{word} {text_of(asked.data[name])}" for word, name in named if asked.data.get(name))]
+        texts += notes_of(asked.data)
         texts += pretty(asked.data.get("parameters")) if asked.edit is None else asked.edit.lines
         asked.drawn = (made_for, [part for text in texts for part in (chop_cells(text, width) or [""])])
+        asked.unseen = len(asked.drawn[1])
     return asked.drawn[1]
 
 

@@ -29,6 +29,12 @@ class Drawn(Protocol):
     def render(self) -> RenderableType:
         """Return the picture as of now."""
 
+    def appeared(self) -> None:
+        """Note that the last picture stands on the screen now."""
+
+    def covered(self) -> None:
+        """Note that it no longer does, as far as one can know."""
+
 
 class Screen:
     """The terminal, taken by :meth:`taken`. ``dirty`` is set by whoever has something new to be drawn."""
@@ -43,7 +49,9 @@ class Screen:
     def taken(self) -> Iterator[None]:
         """Have the terminal for the block."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGWINCH, self.dirty.set)
+        # Also when another stopped the process: whatever was written to the terminal meanwhile covers the picture.
+        loop.add_signal_handler(signal.SIGCONT, self._cover)
+        loop.add_signal_handler(signal.SIGWINCH, self._cover)
         loop.add_signal_handler(signal.SIGTSTP, self._suspend)
         try:
             with contextlib.ExitStack() as self._stack:
@@ -51,6 +59,7 @@ class Screen:
                 yield
         finally:
             self._live = None
+            loop.remove_signal_handler(signal.SIGCONT)
             loop.remove_signal_handler(signal.SIGWINCH)
             loop.remove_signal_handler(signal.SIGTSTP)
 
@@ -59,6 +68,7 @@ class Screen:
         """Give the terminal to another program for the block, in the state in which it was found."""
         self._live = None
         self._stack.close()
+        self._cover()
         try:
             yield
         finally:
@@ -75,6 +85,7 @@ class Screen:
             self.dirty.clear()
             if self._live is not None:
                 self._live.update(self._drawn.render(), refresh=True)
+                self._drawn.appeared()  # not before it is written: Ctrl-S may hold it back for long
             await asyncio.sleep(FRAME)
 
     def _take(self) -> None:
@@ -82,6 +93,11 @@ class Screen:
         self._live = self._stack.enter_context(
             Live(self._drawn.render(), console=self._console, screen=True, auto_refresh=False)
         )
+        self._drawn.appeared()
+
+    def _cover(self) -> None:
+        self._drawn.covered()
+        self.dirty.set()
 
     def _suspend(self) -> None:
         """Do what Ctrl-Z does elsewhere."""

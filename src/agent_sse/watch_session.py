@@ -21,9 +21,11 @@ class Edit:
 
 @dataclass(slots=True)
 class Asked:
-    """An open request. ``since`` is when it began to be the one that is shown, in the loop's time.
+    """An open request. ``since`` is when it, or this part of it, came into sight, in seconds of `time.monotonic`.
 
-    ``skip`` lines of it are above the part that is shown, which has ``room`` lines.
+    ``skip`` lines of it are above the part that is shown, which has ``room`` lines. ``fits`` is false while the
+    terminal is too small to show what must be seen before an answer; ``unseen`` lines were on no page yet, and
+    ``warned`` is whether that was said.
     """
 
     request_id: str
@@ -33,11 +35,18 @@ class Asked:
     edit: Edit | None = None
     skip: int = 0
     room: int = 0
+    fits: bool = True
+    unseen: int = 0
+    warned: bool = False
     drawn: tuple[object, list[str]] = (None, [])  # its lines, and what they were made for
 
     def turn_page(self) -> None:
         """Show the next part; behind the last one comes the first."""
         self.skip += self.room  # whoever draws it knows where it ends
+
+    def appear(self, now: float) -> None:
+        """Note that it is seen from ``now`` on only: what is typed sooner was meant for what was there before."""
+        self.since, self.warned = now, False
 
     @property
     def tool(self) -> str:
@@ -67,7 +76,7 @@ class OpenRequests:
         return len(self._asked)
 
     def take(self, event: Event, now: float) -> bool:
-        """Take an event, at the loop's time ``now``; False for a request that is known: heartbeats repeat them."""
+        """Take an event, at the monotonic time ``now``; False for a request that is known: heartbeats repeat them."""
         kind, data = event.get("type"), data_of(event)
         request_id = data.get("request_id")
         if kind == "permission_request":
@@ -89,7 +98,7 @@ class OpenRequests:
     def _choose(self, now: float) -> None:
         current = next((asked for asked in self._asked.values() if not asked.answered), None)
         if current is not self.current and current is not None:
-            current.since = now  # only from now on can it be read
+            current.appear(now)
         self.current = current
 
 
@@ -114,7 +123,7 @@ class Watched:
     vitals: Vitals | None = None
 
     def take(self, event: Event, now: float) -> bool:
-        """Take an event, at the loop's time ``now``; False when it repeats one. No JSON object makes it fail."""
+        """Take an event, at the monotonic time ``now``; False when it repeats one. No JSON object makes it fail."""
         if not self.requests.take(event, now):
             return False
         match event.get("type"):

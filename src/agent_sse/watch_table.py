@@ -5,6 +5,9 @@ Everything that an event carries becomes `Text`, never markup; `watch_session` h
 
 from __future__ import annotations
 
+import math
+import textwrap
+import time
 from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
@@ -14,12 +17,13 @@ from rich.text import Text
 
 from agent_sse.terminal import escape
 from agent_sse.watch_calls import Call
-from agent_sse.watch_panel import STYLES, WIDE, clock, hint_for, panel_of
+from agent_sse.watch_panel import FRAME, STYLES, WIDE, clock, fits, hint_for, panel_of
 from agent_sse.watch_session import Watched
-from agent_sse.watch_view import Event, data_of, describe, text_of
+from agent_sse.watch_view import TOO_SMALL, Event, data_of, describe, text_of
 
 SHORT = {"waiting_permission": "waiting", "executing": "running", "medium": "med", "critical": "crit"}
 AROUND = 4  # lines that are there whatever happens: head, what was said, foot
+LEAST_PANEL = FRAME + 2  # lines
 TABLE_FRAME = 2  # its header and its caption
 TABLE_ROWS = 3  # that it keeps beside a large request
 WIDE_BAR, BAR = 12, 6  # columns
@@ -37,6 +41,7 @@ class TableView:
         self._watched = watched
         self._waiting = True
         self._said = Text("waiting for events", "dim")
+        self._sight: object = None  # what of a request is on the screen; None = nothing, or nobody knows
 
     def show(self, event: Event) -> None:
         """Take note of an event; the session has it already."""
@@ -62,9 +67,12 @@ class TableView:
         asked = self._watched.requests.current
         panel, rows = None, 0
         if asked is not None and not last:
+            room = max(LEAST_PANEL, height - AROUND - TABLE_FRAME - TABLE_ROWS)
+            asked.fits = height >= AROUND + LEAST_PANEL and fits(asked, width=width, height=room)
+            if not asked.fits:
+                return self._too_small(width, height)
             vitals = self._watched.vitals
             waiting = max(len(self._watched.requests), 0 if vitals is None else vitals.pending)
-            room = max(6, height - AROUND - TABLE_FRAME - TABLE_ROWS)
             panel, rows = panel_of(asked, waiting, width=width, height=room, now=self._watched.clock())
         parts: list[RenderableType] = [self._head()]
         room = height - AROUND - TABLE_FRAME - rows
@@ -75,8 +83,31 @@ class TableView:
         parts.append(self._said)
         if not last:
             hint = Text(hint_for(asked, width), "dim", no_wrap=True, overflow="ellipsis")
-            parts += [hint, Text(f"> {self.typed[-width + 4 :]}▏" if width > 10 else ">", no_wrap=True)]
+            parts += [hint, self._input(width)]
         return Group(*parts)
+
+    def _too_small(self, width: int, height: int) -> RenderableType:
+        notice = [Text(part, "bold red", no_wrap=True) for part in textwrap.wrap(TOO_SMALL, max(2, width))]
+        notice = notice[: max(0, height - 1)]
+        above = [self._head(), self._said][: max(0, height - 1 - len(notice))]
+        return Group(*above, *notice, self._input(width))
+
+    def _input(self, width: int) -> Text:
+        return Text(f"> {self.typed[-width + 4 :]}▏" if width > 10 else ">", no_wrap=True)
+
+    def appeared(self) -> None:
+        """Note that the last picture stands on the screen now: what is new of a request can be read from now on."""
+        asked = self._watched.requests.current
+        sight = None if asked is None else (asked.request_id, asked.edit, asked.skip, asked.fits, self._console.size)
+        if asked is not None and sight != self._sight:
+            asked.appear(time.monotonic())
+        self._sight = sight
+
+    def covered(self) -> None:
+        """Note that nobody can read the picture until it is drawn anew."""
+        self._sight = None
+        if self._watched.requests.current is not None:
+            self._watched.requests.current.appear(math.inf)
 
     def _head(self) -> Text:
         watched = self._watched

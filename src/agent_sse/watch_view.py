@@ -15,6 +15,7 @@ from agent_sse.terminal import escape, summary
 Event = Mapping[str, Any]
 
 HINT = "y + Enter approves, n + Enter denies; a reason may follow"
+TOO_SMALL = "make the terminal larger to answer"
 
 
 class View(Protocol):

@@ -442,6 +442,24 @@ async def test_watch_follows_the_size_of_its_terminal(valkey: Valkey, notifier: 
         await asyncio.gather(asking, return_exceptions=True)
 
 
+async def test_watch_takes_no_approval_where_it_does_not_fit(valkey: Valkey, notifier: SimpleNotifier) -> None:
+    """In a terminal that is too small y and edit are not taken, whatever is typed meanwhile; in a larger one y is."""
+    lying = {"COLUMNS": "100", "LINES": "50"}  # as a shell may export them: the size that another terminal had
+    async with watching("s1", terminal=(60, 9), environment=lying, redis_url=valkey.url) as watcher:
+        asking = asyncio.create_task(notifier.request_permission("s1", "write", {"n": 1}, "high", editable=True))
+        await watcher.show("make the terminal larger to answer", ">")
+        await watcher.answer("y", lambda: "n alone denies" in watcher.screen)
+        watcher.resize(10, 3)
+        await watcher.show("make the t", ">")
+        watcher.type("y\ny\nedit\n")
+        watcher.resize(60, 10)
+        await watcher.show("Permission 1 of 1", "risk high", "write", "NOT SHOWN: ", "> ")
+        assert not asking.done()
+        await watcher.answer("y", lambda: "lines not seen: " in watcher.screen)
+        await watcher.answer("y", asking.done)
+    assert (await asking).approved
+
+
 @pytest.mark.parametrize("ending", ["\x03", "quit\n"])
 async def test_watch_gives_the_terminal_back(valkey: Valkey, ending: str) -> None:
     """Ctrl-C and quit end it with status 0; modes, screen and cursor are as they were."""

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from agent_sse import merge_patch
+from agent_sse.decisions import Answer
 from agent_sse.lines import InputLines
 from agent_sse.permissions import Permissions
 from agent_sse.store import Store
@@ -18,7 +19,7 @@ from agent_sse.watch_answers import Watch
 from agent_sse.watch_calls import MAX_CALLS, Calls, share_of
 from agent_sse.watch_commands import Cancel, Plain, Reply, Wrong, parse
 from agent_sse.watch_edit import NotEdited, edit_of, json_text
-from agent_sse.watch_session import Vitals, Watched
+from agent_sse.watch_session import Asked, Vitals, Watched
 from agent_sse.watch_table import TableView
 from agent_sse.watch_view import describe
 
@@ -193,33 +194,183 @@ def test_watch_guesses_nothing(line: str) -> None:
     assert isinstance(parse(line), Wrong)
 
 
+class Recording(Permissions):
+    """Permissions that only write down what is answered."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[str | None, bool]] = []
+
+    async def answer(self, session_id: str, **answer: Any) -> Answer:
+        self.answers.append((answer["request_id"], answer["approved"]))
+        return Answer("resolved", status="approved" if answer["approved"] else "denied")
+
+
+class Saying:
+    """A view that only writes down what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def show(self, event: Any) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def watch_of(watched: Watched) -> tuple[Watch, list[str], list[tuple[str | None, bool]]]:
+    """A watch, what it says, and what is answered through it."""
+    view, permissions = Saying(), Recording()
+    return Watch(watched, Store.__new__(Store), permissions, view), view.said, permissions.answers
+
+
+def arrive(watch: Watch, *events: dict[str, Any]) -> None:
+    """Let events come."""
+    for event in events:
+        watch.sink.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+
+
+def long_seen(watched: Watched) -> Asked:
+    """The current request, as if it had been in sight since the machine was started."""
+    asked = watched.requests.current
+    assert asked is not None
+    asked.since = 0.0
+    return asked
+
+
+CLEARED = {"type": "permission_cleared", "data": {"request_id": "r1"}}
+
+
 async def test_watch_takes_no_answer_to_what_has_just_appeared() -> None:
     """An answer that was on its way before the request could be read, or was shown, approves nothing."""
-
-    class Refusing(Permissions):
-        async def answer(self, *_: Any, **__: Any) -> Any:
-            raise AssertionError("nothing was to be answered")
-
-    said: list[str] = []
-
-    class View:
-        def show(self, event: Any) -> None:
-            pass
-
-        def say(self, line: str) -> None:
-            said.append(line)
-
-    watch = Watch(Watched("s1"), Store.__new__(Store), Refusing.__new__(Refusing), View())
-    for number in (1, 2):
-        watch.sink.write(b"data: " + json.dumps(request(number)).encode() + b"\n\n")
+    watch, said, answers = watch_of(Watched("s1"))
+    arrive(watch, request(1), request(2))
     await watch.command("y", typed=True)
     await watch.command("", typed=True)
     await watch.command("perhaps", typed=True)
-    watch.sink.write(b'data: {"type":"permission_cleared","data":{"request_id":"r1"}}\n\n')
+    arrive(watch, CLEARED)
     await watch.command("y", typed=True)  # the second has been there all the time, but not on the screen
     assert ["just appeared", "y or n", "just appeared"] == [
         next(word for word in ("just appeared", "y or n") if word in line) for line in said
     ]
+    assert [] == answers
+
+
+async def test_watch_takes_no_answer_to_what_came_behind_the_editor() -> None:
+    """A request that became the current one behind the editor is seen when the editor has ended, not before."""
+    watched = Watched("s1")
+    watch, said, answers = watch_of(watched)
+
+    async def edit(text: str) -> str:
+        arrive(watch, CLEARED)
+        long_seen(watched)  # the editor stays open for long
+        return text
+
+    watch.edit = edit
+    arrive(watch, request(1, editable=True), request(2, risk_level="critical"))
+    await watch.command("edit", typed=True)
+    await watch.command("y", typed=True)
+    assert ["too late", "this has just appeared"] == [line.partition(":")[0] for line in said]
+    assert [] == answers
+
+
+async def test_watch_takes_no_answer_while_the_picture_is_covered() -> None:
+    """Whatever covered the picture, a request can be answered only when it was drawn again and could be read."""
+    watched = Watched("s1")
+    watch, said, answers = watch_of(watched)
+    view = TableView(Console(width=80, height=24, file=io.StringIO()), watched)
+    arrive(watch, request())
+    view.render()
+    view.appeared()
+    long_seen(watched)
+    view.covered()
+    await watch.command("y", typed=True)
+    await watch.command("n", typed=True)
+    view.render()
+    view.appeared()
+    await watch.command("y", typed=True)
+    assert (3, []) == (sum("just appeared" in line for line in said), answers)
+    asked = long_seen(watched)
+    view.render()
+    view.appeared()  # the same picture again is nothing new
+    assert 0.0 == asked.since
+    await watch.command("y", typed=True)
+    assert [("r1", True)] == answers
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "tool"), [(80, 9, "run"), (80, 3, "run"), (23, 24, "run"), (10, 1, "run"), (60, 10, "x" * 113)]
+)
+async def test_watch_takes_no_approval_in_a_terminal_that_is_too_small(width: int, height: int, tool: str) -> None:
+    """Where tool, risk and what is missing do not fit, only n is taken; in a larger one it has just appeared."""
+    watched = Watched("s1")
+    watch, said, answers = watch_of(watched)
+
+    async def edit(text: str) -> str:
+        raise AssertionError("nobody saw what this is")
+
+    watch.edit = edit
+    arrive(watch, request(tool_name=tool, editable=True, scopes=["once", "session"]))
+    lines = picture(watched, width, height)
+    assert (height >= len(lines), ">") == (True, lines[-1][:1])
+    assert height < 4 or "make the terminal larger to answer" in " ".join(lines)[-60:]
+    long_seen(watched)
+    for line in ("y", "edit", "n-tool", "y-tool"):
+        await watch.command(line, typed=True)
+    assert (4, []) == (sum("make the terminal larger to answer" in line for line in said), answers)
+    view = TableView(Console(width=120, height=40, file=io.StringIO()), watched)
+    view.render()
+    view.appeared()
+    await watch.command("y", typed=True)
+    assert ("just appeared" in said[-1], []) == (True, answers)
+    picture(watched, width, height)
+    long_seen(watched)
+    await watch.command("n", typed=True)
+    assert [("r1", False)] == answers
+
+
+async def test_watch_says_first_how_much_was_not_seen() -> None:
+    """y before all pages were shown says how many lines were not; the next y approves them, n is taken at once."""
+    watched = Watched("s1")
+    watch, said, answers = watch_of(watched)
+    arrive(watch, *(request(number, parameters=dict.fromkeys("abcdefghijklmnopqrstuvwxyz", 1)) for number in (1, 2, 3)))
+    picture(watched)  # 11 of 29 lines
+    long_seen(watched)
+    await watch.command("y", typed=True)
+    await watch.command("y", typed=True)  # both in one breath are one
+    assert ["lines not seen: 18. Enter turns the page, y again approves them unseen"] == said[:1]
+    assert ("just appeared" in said[1], []) == (True, answers)
+    long_seen(watched)
+    await watch.command("y", typed=True)
+    for _ in range(3):
+        picture(watched)
+        await watch.command("", typed=True)
+    assert 0 == long_seen(watched).unseen
+    await watch.command("y", typed=True)
+    picture(watched)
+    long_seen(watched)
+    await watch.command("n", typed=True)
+    assert [("r1", True), ("r2", True), ("r3", False)] == answers
+
+
+def test_watch_does_not_count_pages_as_seen_that_were_left_out() -> None:
+    """Pages turned faster than they were drawn, and lines broken anew in another width, are not seen yet."""
+    watched = Watched("s1")
+    watched.take(request(parameters=dict.fromkeys(map(str, range(100)), 1)), 0.0)
+    asked = watched.requests.current
+    assert asked is not None
+    picture(watched)
+    unseen = asked.unseen
+    asked.turn_page()
+    asked.turn_page()
+    picture(watched)
+    assert unseen == asked.unseen
+    asked.skip = asked.room
+    picture(watched)
+    assert unseen - asked.room == asked.unseen
+    asked.skip = 0
+    picture(watched, 81)
+    assert unseen == asked.unseen
 
 
 def test_watch_takes_keys_for_nothing_but_text() -> None:
