@@ -175,7 +175,7 @@ async def test_component_tells_how_much_is_out_of_sight(room: Room, agent: Agent
     scrolled there, and the buttons stand where they were."""
     session = session_name()
     monitor = await show(room, session)
-    agent.ask(session, {f"key_{number}": number for number in range(98)}, message="please\n" * 500)
+    agent.ask(session, {f"key_{number}": number for number in range(98)}, message="ok\n" * 500)
     card = await monitor.steady("file_edit")
     for label, lines in (
         ("Parameters of file_edit", range(75, 86)),
