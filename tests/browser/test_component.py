@@ -472,7 +472,8 @@ async def test_component_with_the_guides_props_only(room: Room, notifier: Simple
 async def test_component_shows_errors_and_the_end_of_a_session(
     room: Room, notifier: SimpleNotifier, agent: Agent
 ) -> None:
-    """An agent's error is shown until it is put away; a closed session has no requests, and nothing connects to it by itself."""
+    """An agent's error is shown until it is put away; a closed session has no
+    requests, and nothing connects to it by itself."""
     session = session_name()
     monitor = await show(room, session)
     await notifier.error(session, "the model is unavailable", code="model_unavailable")
