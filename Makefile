@@ -9,8 +9,9 @@ CLIENT := client/node_modules/.package-lock.json
 PYTHON ?= python3 python3.13 python3.12 python3.11
 # `make test PYTEST_ARGS="-k cursor"`, `make serve ARGS="--port 9000"`
 PYTEST_ARGS ?=
-# Processes that run tests, a file each at a time: most of a test's time is waiting for others.
-WORKERS ?= 3
+# Processes that run tests, a file each at a time: most of a test's time is waiting for others. In the files' order, since
+# those that take longest come first then.
+WORKERS ?= 4
 ARGS ?=
 # `make lock UPGRADE=--upgrade` takes new versions; without it only what pyproject.toml asks for changes.
 UPGRADE ?=
@@ -59,7 +60,7 @@ serve: setup ## run the service with the settings from the environment and .env
 
 test: setup lint client chromium $(SERVERS) ## check style and types, then run all tests
 	@command -v curl >/dev/null || { echo "the tests need curl, for an agent that is a shell script" >&2; exit 1; }
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 client: setup $(CLIENT) ## check, build and test the browser's client, and that the console is built from it
 	cd client && npm run --silent lint && npm run --silent types -- --check && npm run --silent check
