@@ -60,7 +60,7 @@ serve: setup ## run the service with the settings from the environment and .env
 
 test: setup lint client chromium $(SERVERS) ## check style and types, then run all tests
 	@command -v curl >/dev/null || { echo "the tests need curl, for an agent that is a shell script" >&2; exit 1; }
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	MAKEFLAGS= $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 client: setup $(CLIENT) ## check, build and test the browser's client, and that the console is built from it
 	cd client && npm run --silent lint && npm run --silent types -- --check && npm run --silent check

@@ -200,7 +200,7 @@ def test_ci_runs_the_tests() -> None:
     assert os.access(script, os.X_OK)
     assert read(".ci/run").startswith("#!/usr/bin/env bash\n")
     assert "set -euo pipefail" in read(".ci/run")
-    assert "make test" in read(".ci/run")
+    assert re.search(r"^exec make (--jobs=\d )?test$", read(".ci/run"), re.MULTILINE)
 
 
 # --- container ----------------------------------------------------------------------------------------------------
