@@ -10,6 +10,7 @@ import type { ConnectionState } from "./types.js";
 
 const BACKLOG = 1000; // messages kept while a follower catches up
 const GREETING = 2000; // ms that a newcomer gives the leader to answer, as if it were a heartbeat's interval
+const AGAIN = 1000; // ms until it is asked again for what it does not have, as after a loss of history
 const VERSION = 1; // of what tabs tell each other: those that loaded another one are no part of it
 const RELAYED = /^(heartbeat|permission_request)$/; // also without an id
 
@@ -79,6 +80,7 @@ export async function shareConnection(
     let pace = Math.min(link.beat, GREETING);
     let good = 0; // until when this tab's token needs no new yes of the service, Unix ms; 0 while there is none
     let failed = 0; // requests in a row
+    let told = 0; // when the service last had nothing new, Unix ms
     let missed: Message[] | undefined; // while it catches up
     let tip: string | null;
 
@@ -96,8 +98,9 @@ export async function shareConnection(
 
     const catchUp = async () => {
       missed = [];
+      await sleep(told + AGAIN - Date.now());
       try {
-        await takePage(link, 0, over);
+        told = (await takePage(link, 0, over)) ? 0 : Date.now();
         const { exp = Infinity } = await claims();
         good = Math.max(exp * 1000, Date.now() + link.beat);
         failed = 0;

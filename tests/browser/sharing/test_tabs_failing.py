@@ -12,7 +12,7 @@ from playwright.async_api import Route
 from agent_sse import SimpleNotifier
 from browser.members import EVERYTHING, Count, Member, joined, load
 from browser.tabs import LOST, Room
-from harness import ServiceProcess, make_token, session_name
+from harness import ServiceProcess, make_token, session_name, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -20,6 +20,28 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def phases(member: Member) -> list[Any]:
     """The phases of a tab so far, each once until the next."""
     return [phase for phase, _ in groupby(await member.tab.do("phases"))]
+
+
+async def test_tabs_a_follower_does_not_ask_again_and_again_for_what_nobody_has(
+    room: Room, notifier: SimpleNotifier
+) -> None:
+    """A leader that knows of more than the service, as after a loss of history, makes no follower ask without end."""
+    session = session_name()
+    count = Count(notifier, session)
+    leader, follower = await joined(room, session, 2, lastEventId=EVERYTHING)
+    before = len(follower.asked("/poll/"))
+    await leader.tab.do(f"""(() => {{
+        const base = new URL("/agent_backend/api/sse", location.href);
+        const channel = new BroadcastChannel(`agent-sse/1 ${{base}} {session} alice`);
+        channel.postMessage({{ state: client.state, beat: 60000, tip: "99999999999999-0" }});
+        channel.close();
+    }})()""")
+    await until(lambda: len(follower.asked("/poll/")) > before, what="the follower's poll")
+    for _ in range(30):
+        assert (await follower.tab.do("client.checkHealth()"))["success"] is True
+    assert len(follower.asked("/poll/")) - before < 30  # without a pause there are several in the time of one other
+    await count.publish(3)
+    await count.check([leader, follower])
 
 
 async def test_tabs_a_followers_listener_disconnects(room: Room, notifier: SimpleNotifier) -> None:
