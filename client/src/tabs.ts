@@ -80,7 +80,7 @@ export async function shareConnection(
     let pace = Math.min(link.beat, GREETING);
     let good = 0; // until when this tab's token needs no new yes of the service, Unix ms; 0 while there is none
     let failed = 0; // requests in a row
-    let told = 0; // when the service last had nothing new, Unix ms
+    let vain = 0; // pages in a row that said nothing new, while no event came either
     let missed: Message[] | undefined; // while it catches up
     let tip: string | null;
 
@@ -98,9 +98,9 @@ export async function shareConnection(
 
     const catchUp = async () => {
       missed = [];
-      await sleep(told + AGAIN - Date.now());
+      if (vain > 2) await sleep(AGAIN);
       try {
-        told = (await takePage(link, 0, over)) ? 0 : Date.now();
+        vain = (await takePage(link, 0, over)) ? 0 : vain + 1;
         const { exp = Infinity } = await claims();
         good = Math.max(exp * 1000, Date.now() + link.beat);
         failed = 0;
@@ -135,6 +135,7 @@ export async function shareConnection(
         // Heard again afterwards, for the state that it says, and for an event that the page did not have.
         if (missed.push({ ...message, reset: false }) > BACKLOG) missed = [];
       } else if (raw) {
+        vain = 0;
         try {
           inbox.take(id, raw);
         } catch (error) {
